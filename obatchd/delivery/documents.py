@@ -77,6 +77,7 @@ def last_status(live: LiveJob, summary: Summary) -> JobDocument:
     """The last ``status.json`` of a job. It is written before the summary, so that no crash leaves an older one."""
     document = job_document(live, 0)
     document.state, document.finished_at, document.eta_s = summary.state, summary.finished_at, None
+    document.totals, document.energy_j = _totals(msgspec.to_builtins(summary)), msgspec.UNSET
     return document
 
 

@@ -129,7 +129,8 @@ class Offering:
                     )
                     self._offer(link, profile, taken)
             return
-        self._spread(profile, links, avoid, places)
+        if self._queue.more_than(profile, 0):
+            self._spread(profile, links, avoid, places)
         self._steal(profile)
 
     def _spread(self, profile: Profile, links: list[Link], avoid: Set[str], places: Places | None) -> None:

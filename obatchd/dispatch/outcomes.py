@@ -80,7 +80,9 @@ class OutcomeHandler:
                 self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             lane = offered.taken.lane
-            waited_s = offered.started_s - lane.accepted_s if item.attempt == 1 and lane.accepted_s else 0.0
+            waited_s = 0.0
+            if item.attempt == 1 and lane.accepted_s:
+                waited_s = (offered.started_s or time.time() - item.duration_s) - lane.accepted_s
             link.work.recent.extend(  # as obatchd.counters has them
                 (lane.profile.model, item.prompt_tokens, item.response_tokens, item.duration_s, item.eval_s, waited_s)
             )

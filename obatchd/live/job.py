@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from obatchd.dispatch.protocol import JobContext
 from obatchd.documents import excerpt
 from obatchd.jobs.lane import Lane
-from obatchd.jobs.model import JobState, Outcome, Profile, round_context
+from obatchd.jobs.model import JobState, Outcome, Profile
 from obatchd.jobs.store import JobRow, LaneRow
 from obatchd.rate import RateMeter
 
@@ -87,7 +87,7 @@ class LiveJob:
     def profile_of(self, lane: LaneRow) -> Profile:
         """The profile of the lane's requests: their own fields over the settings frozen with the job."""
         asked = lane.context_length or self.frozen.context_length
-        return Profile(lane.model or self.frozen.model, round_context(asked))
+        return Profile.of(lane.model or self.frozen.model, asked)
 
     def priority_of(self, lane: LaneRow) -> str:
         return lane.priority or self.frozen.priority

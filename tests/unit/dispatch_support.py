@@ -40,6 +40,7 @@ class Port:
         self.id = server_id
         self.base_url = "http://127.0.0.1:1"
         self.gpu_label = f"GPU-{server_id}"
+        self.version = ""
         self.token = ""
         self.slots = slots
         self.loaded = loaded
@@ -129,11 +130,7 @@ class FakeWorker:
         self.killed = False
         self.pid = 4711
 
-    def send(self, *messages: protocol.ToWorker) -> None:
-        for message in messages:
-            self._take(message)
-
-    def _take(self, message: protocol.ToWorker) -> None:
+    def send(self, message: protocol.ToWorker) -> None:
         frame(message)  # as a real one does: not every message can be sent
         self.sent.append(message)
         match message:

@@ -8,7 +8,7 @@ moments get it at once; their workers begin it before all that they hold.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import attrs
 
@@ -111,20 +111,14 @@ class Feeding:
             for (job, _), offered in link.offers.items()
             if job == INTERACTIVE
         )
-        messages: dict[str, list[object]] = {}  # to the worker of each server, in one system call
         while (lease := self._next(profile, slots, held)) is not None:
             link = _place(links, lease)
             if link is None:
                 for each in links:
                     each.awaited = True
-                break
-            messages.setdefault(link.server.id, []).extend(self._offered(link, lease))
+                return
+            self._send(link, lease)
             held[lease.owner] += 1
-        for server, told in messages.items():
-            link = self._links[server]
-            assert link.worker is not None
-            link.worker.send(*told)
-            link.counted()
 
     def _next(self, profile: Profile, slots: int, held: Mapping[int, int]) -> Lease | None:
         """The first of the least served owner. One who has his share of the slots has no right of way any more."""
@@ -141,12 +135,12 @@ class Feeding:
             return self._desk.waiting.first(profile, owner)
         return None
 
-    def _offered(self, link: Link, lease: Lease) -> Iterator[object]:
-        """Give a lease to a server: the messages for its worker."""
-        desk, server = self._desk, link.server
+    def _send(self, link: Link, lease: Lease) -> None:
+        desk, worker, server = self._desk, link.worker, link.server
+        assert worker is not None
         link.configure()
         if INTERACTIVE not in link.contexts:
-            yield desk.context()
+            worker.send(desk.context())
             link.contexts.add(INTERACTIVE)
         desk.waiting.remove(lease)
         pending, left_s = lease.taken.pending, desk.left_s(lease)
@@ -158,7 +152,8 @@ class Feeding:
         item = OfferItem(INTERACTIVE, lease.number, pending.attempt, pending.raw, pending.servers, limit_s)
         able = link.capabilities.get(lease.profile.model, [])
         options = server.load_options(lease.profile)
-        yield Offer(lease.profile.model, options, [item], able, _RANK, lease.question.stream)
+        worker.send(Offer(lease.profile.model, options, [item], able, _RANK, lease.question.stream))
+        link.counted()
 
 
 def _to_spare(link: Link) -> int:

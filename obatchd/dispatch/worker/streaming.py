@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
+from obatchd.child import Channel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import OfferItem, TokenItem
 from obatchd.ollama.client import Answer
@@ -18,18 +18,11 @@ _SIGN_S = 0.005  # until the first sign of an answer that nobody reads in pieces
 _encode = msgspec.json.Encoder().encode
 
 
-class Flusher(Protocol):
-    """Sends what waits; :class:`obatchd.dispatch.worker.worker.Worker`."""
-
-    def flush(self) -> None:
-        """Now, and with everything else in one go."""
-
-
 class TokenSender:
-    """Gathers the pieces of all answers of a worker, so that they go out in as few frames as people do not notice."""
+    """Sends the pieces of all answers of a worker, in as few frames as people do not notice."""
 
-    def __init__(self, flusher: Flusher) -> None:
-        self._flusher = flusher
+    def __init__(self, channel: Channel[protocol.ToWorker]) -> None:
+        self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._streams: dict[Stream, None] = {}  # that have something to send
         self._flushing: asyncio.Handle | None = None
@@ -42,23 +35,21 @@ class TokenSender:
             if self._after_s <= after_s:
                 return
             self._flushing.cancel()
-        self._after_s, flush = after_s, self._flusher.flush
-        self._flushing = self._loop.call_later(after_s, flush) if after_s else self._loop.call_soon(flush)
+        self._after_s = after_s
+        self._flushing = self._loop.call_later(after_s, self.flush) if after_s else self._loop.call_soon(self.flush)
 
     def forget(self, stream: Stream) -> None:
-        """A stream has nothing to send after all."""
+        """What it has is not needed any more."""
         self._streams.pop(stream, None)
 
-    def taken(self) -> list[protocol.Tokens]:
-        """All that waits. What is sent later stands later, so results of these answers come after this."""
+    def flush(self) -> None:
+        """Send all that waits. What is sent later stands later, so results of these answers come after this."""
         if self._flushing is not None:
             self._flushing.cancel()
-            self._flushing = None
-        if not self._streams:
-            return []
-        tokens = protocol.Tokens([stream.taken() for stream in self._streams])
-        self._streams.clear()
-        return [tokens]
+            self._flushing, self._at_once = None, False
+        if self._streams:
+            self._channel.send(protocol.Tokens([stream.taken() for stream in self._streams]))
+            self._streams.clear()
 
 
 class Stream:
@@ -104,7 +95,7 @@ class Stream:
     def end(self, answer: Answer) -> None:
         """The answer is there, without a fault: send what of it was kept back."""
         if self._silent:
-            self._sender.forget(self)
+            self._sender.forget(self)  # the answer itself is sign enough
             return
         if not self._plain:
             self._text.append(answer.text)

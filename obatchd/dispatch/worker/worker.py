@@ -46,7 +46,7 @@ class Worker:
         self._first: deque[tuple[int, int]] = deque()  # of a higher rank: these begin before the others
         self._slots: set[asyncio.Task[None]] = set()
         self._attempts = Attempts(self)
-        self._tokens_out = TokenSender(self)
+        self._tokens_out = TokenSender(channel)
         self._closing: set[asyncio.Task[None]] = set()
         self._started: list[tuple[int, int]] = []
         self._results: list[ResultItem] = []
@@ -145,7 +145,7 @@ class Worker:
                 held.began_s = time.monotonic()
                 self._watch_limit(held)
                 self._started.append(key)
-                self._flush_soon(at_once=False)  # where an answer comes sooner than that, one frame is enough
+                self._gather()  # one that is answered at once is never told to have begun
                 return held
         return None
 
@@ -155,7 +155,7 @@ class Worker:
             key = (self._queue or self._first).pop()
             if self._held.pop(key, None) is not None:
                 returned.append(key)
-        self.flush()
+        self._flush()
         self._channel.send(protocol.Returned(returned))
 
     def _abandon(self, keys: list[tuple[int, int]]) -> None:
@@ -164,7 +164,7 @@ class Worker:
             held = self._held.pop(key)
             if held.task is not None:
                 held.task.cancel()
-        self.flush()
+        self._flush()
         self._channel.send(protocol.Returned(gone))
 
     def _give_up(self, held: Held, fault: Fault) -> None:
@@ -237,8 +237,7 @@ class Worker:
             if self._held.get(key) is one:
                 del self._held[key]
                 self._results.append(result)
-                # While there is enough to do, messages may gather for a moment; before work runs out, they may not.
-                self._flush_soon(at_once=len(self._queue) <= self._attempts.server.slots)
+                self._flush_soon()
 
     def _joining(self, joined: list[Held], first: Held, request: Request) -> list[tuple[Held, Request]]:
         """The next requests of the job that can share a call; half of the queue stays for the next one.
@@ -273,13 +272,20 @@ class Worker:
     # Sending: everything of one turn of the loop goes out in as few frames as possible. Where that fails, the main
     # process is gone, and this one about to be.
 
-    def _flush_soon(self, *, at_once: bool) -> None:
-        if at_once and (self._flushing is None or self._gathering):
-            self._stop_gathering()
-            self._flushing = self._loop.call_soon(self.flush)
-        elif self._flushing is None:
+    def _flush_soon(self) -> None:
+        """While there is enough to do, messages may gather for a moment; before work runs out, they may not."""
+        slots = self._attempts.server.slots
+        if len(self._queue) <= slots:
+            if self._flushing is None or self._gathering:
+                self._stop_gathering()
+                self._flushing = self._loop.call_soon(self._flush)
+        else:
+            self._gather()
+
+    def _gather(self) -> None:
+        if self._flushing is None:
             self._gathering = True
-            self._flushing = self._loop.call_later(_GATHER_S, self.flush)
+            self._flushing = self._loop.call_later(_GATHER_S, self._flush)
 
     def _stop_gathering(self) -> None:
         self._gathering = False
@@ -287,20 +293,17 @@ class Worker:
             self._flushing.cancel()
             self._flushing = None
 
-    def flush(self) -> None:
-        """Send all that waits."""
+    def _flush(self) -> None:
         self._stop_gathering()
-        messages: list[protocol.ToMain] = [*self._tokens_out.taken()]
+        self._tokens_out.flush()
         # Ends before beginnings, or more requests than slots would seem to be in flight.
         if self._results:
-            messages.append(protocol.Results(self._results))
+            self._channel.send(protocol.Results(self._results))
             self._results = []
         if self._started:
             if going := [key for key in self._started if key in self._held]:
-                messages.append(protocol.Started(going))
+                self._channel.send(protocol.Started(going))
             self._started = []
-        if messages:
-            self._channel.send(*messages)
 
     def _report_progress(self) -> None:
         silent_s = time.monotonic() - self._last_token_s if self._attempts.active else 0.0
