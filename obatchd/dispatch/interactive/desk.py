@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,7 @@ class Desk:
         self._waker = waker
         self._clock = clock
         self._leases: dict[int, Lease] = {}  # by number; all that wait or are at a worker
+        self._owners: Counter[int] = Counter()  # of those
         self._number = 0
         self._looked_s = 0.0
         self._closed = False
@@ -77,7 +79,8 @@ class Desk:
         """
         self._refuse_stopped()
         read = question.read or read_question(question.raw)
-        question = msgspec.structs.replace(question, read=None)
+        if question.read is not None:
+            question = msgspec.structs.replace(question, read=None)
         lease = Lease(self, self._next_number(), question, self._profile_of(read.request), owner, read.digest)
         if self._blame.refuses(lease.digest):
             words = "servers crashed over this request; it is refused for ten minutes"
@@ -85,9 +88,9 @@ class Desk:
         self._refuse_full(lease)
         now_s = self._clock()
         lease.asked_s, lease.ends_s = now_s, now_s + (question.timeout_s or float("inf"))
-        owners = {other.owner for other in self._leases.values()}
-        if owner not in owners:
-            self._queue.join(owner, owners)
+        if owner not in self._owners:
+            self._queue.join(owner, self._owners.keys())
+        self._owners[owner] += 1
         self._leases[lease.number] = lease
         self.waiting.add(lease)
         self.figures.asked(lease.profile)
@@ -302,7 +305,12 @@ class Desk:
 
     def _forget(self, lease: Lease) -> None:
         """It neither waits nor is at a server any more."""
-        if self._leases.pop(lease.number, None) is not None and lease.waits:
+        if self._leases.pop(lease.number, None) is None:
+            return
+        self._owners[lease.owner] -= 1
+        if not self._owners[lease.owner]:
+            del self._owners[lease.owner]
+        if lease.waits:
             self.waiting.remove(lease)
 
 

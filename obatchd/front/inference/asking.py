@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import AsyncExitStack
+from contextlib import closing
 
 from aiohttp import web
 from attrs import define, field
@@ -41,13 +41,12 @@ class InferenceRoutes:
         if not asked.stream:
             await self._late.tell(request, asked.raw)
         key = secrets.token_hex(12)
-        async with AsyncExitStack() as stack:
-            try:
-                taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
-                awaited = await stack.enter_async_context(taken)
-            except ApiError as error:
-                error.param = error.param or asked.named_in(error.message)
-                raise
+        try:
+            taken = await self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
+        except ApiError as error:
+            error.param = error.param or asked.named_in(error.message)
+            raise
+        with closing(taken) as awaited:
             if asked.stream:
                 return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage, asked.forced))
             return await whole(request, awaited, Whole(key, asked.model, asked.forced), asked.raw, self._late)

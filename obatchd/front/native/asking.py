@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -62,7 +63,7 @@ class NativeRoutes:
             return answer(teller.nothing(UNLOADED if unloads(asked) else LOADED))
         if not stream:
             return await self._whole(request, request_of(path, asked), _Whole(teller.whole))
-        async with self._asking.ask(request[CALLER], request_of(path, asked), stream=True) as awaited:
+        with closing(await self._asking.ask(request[CALLER], request_of(path, asked), stream=True)) as awaited:
             return await in_pieces(request, awaited, _Lines(teller))
 
     async def _embed(self, request: web.Request) -> web.StreamResponse:
@@ -86,7 +87,7 @@ class NativeRoutes:
 
     async def _whole(self, request: web.Request, raw: bytes, form: _Whole) -> web.StreamResponse:
         await self._late.tell(request, raw)
-        async with self._asking.ask(request[CALLER], raw, stream=False) as awaited:
+        with closing(await self._asking.ask(request[CALLER], raw, stream=False)) as awaited:
             return await whole(request, awaited, form, raw, self._late)
 
 
