@@ -249,6 +249,7 @@ class AnswersAsked(NamedTuple):
     limit: int = 20
     outcome: str | None = None  # None: any
     code: str | None = None  # of failures; None: any
+    settled: bool = False  # also to which place nothing is missing
 
 
 class AnswerOperations(Protocol):

@@ -177,6 +177,7 @@ class JobAnswers(msgspec.Struct):
     state: str  # as of the job
     results: list[ShownAnswer]
     next: int | None  # the place to go on after; null: there are no more
+    settled: int | msgspec.UnsetType = msgspec.UNSET  # up to this place every request has its result; where it is asked
 
 
 class Submitted(msgspec.Struct):

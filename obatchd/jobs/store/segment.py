@@ -276,6 +276,19 @@ class Segment(Database):
             for request, outcome, record in cursor:
                 yield request & LINE_MASK, Outcome(outcome), record
 
+    def settled(self, job: int, after_line: int = 0) -> int:
+        """The last line, above ``after_line``, to which every request has its result."""
+        low, high = request_key(job, after_line), keys_of(job)[1]
+        reached, indexed = self.job_progress(job)
+        rows = self._seen(
+            "SELECT request FROM requests WHERE request > ? AND request < ?"
+            " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) ORDER BY request LIMIT 1",
+            *(low, high),
+        )
+        if rows:
+            return int(rows[0][0] & LINE_MASK) - 1
+        return LINE_MASK if indexed else max(after_line, reached)
+
     @contextmanager
     def _own_reader(self) -> Iterator[sqlite3.Connection]:
         """Not the shared reader: whoever reads a large job is long about it.

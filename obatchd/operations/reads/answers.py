@@ -19,7 +19,7 @@ from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError
 from obatchd.jobs.formats.request import request_prompt
 from obatchd.jobs.model import Outcome, repeated_line, written_line
-from obatchd.jobs.store import JobRow
+from obatchd.jobs.store import LINE_MASK, JobRow
 from obatchd.operations.jobs import JobCommands
 from obatchd.results.rows import ResultSet, line_of
 
@@ -49,8 +49,15 @@ class JobAnswerPages:
 
     async def part(self, caller: Caller, job_id: str, asked: AnswersAsked) -> JobAnswers:
         row = self._jobs.find(caller, job_id)
+        # What is settled now is among the results that are looked up after it.
+        settled = await asyncio.to_thread(self._settled, row, asked.after) if asked.settled else UNSET
         results, after = await asyncio.to_thread(self._part, row, asked)
-        return JobAnswers(row.job, self._jobs.state_of(row), results, after)
+        return JobAnswers(row.job, self._jobs.state_of(row), results, after, settled)
+
+    def _settled(self, row: JobRow, after: int) -> int:
+        store = self._engine.store
+        over = row.finished_s is not None or not store.keeps(row)
+        return LINE_MASK if over else store.of(row).settled(row.key, after)
 
     def _part(self, row: JobRow, asked: AnswersAsked) -> tuple[list[ShownAnswer], int | None]:
         """The results, and the place of the last one where more follow."""
