@@ -18,7 +18,7 @@ from obatchd.documents.jobs import JobAnswers, ShownAnswer
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError
 from obatchd.jobs.formats.request import request_prompt
-from obatchd.jobs.model import Outcome, repeated_line, written_line
+from obatchd.jobs.model import JobState, Outcome, repeated_line, written_line
 from obatchd.jobs.store import LINE_MASK, JobRow
 from obatchd.operations.jobs import JobCommands
 from obatchd.results.rows import ResultSet, line_of
@@ -83,7 +83,7 @@ class JobAnswerPages:
                 yield from ((line, outcome.value, record) for line, outcome, record in kept)
             return
         path = self._engine.layout.outbox_dir(row.job, row.name, row.owner)
-        if row.finished_s is None:
+        if row.state is not JobState.DONE:
             return
         if not (path / "summary.json").is_file():
             words = f"the answers of job {row.job} are not kept any more: its outbox is gone, too"
