@@ -199,7 +199,8 @@ def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start,
         request["prompt"] for requests in asked.values() for request in requests if request["id"] in old_results
     }
     assert {path: path.read_bytes() for path in before} == before and len(before) == 2
-    assert set(states(d).values()) == {"done", "refused"}
+    # The index says it a moment after the summary.
+    wait_for(lambda: set(states(d).values()) == {"done", "refused"}, what="every job is over")
     sums = d.client.get("usage")["usage"]  # since version 4; jobs that ended before have no tokens in the index
     over = ("done.jsonl", "cancelled.jsonl") if old == 4 else ()
     requests = sum(len(asked[name]) for name in (*IN_WORK, *over)) + len(questions)
