@@ -80,6 +80,7 @@ class Resumption(Part):
         # All is read before the job is live: where the disk refuses, the next try passes over those that are.
         counts, lanes, attempts = segment.tallies(row.key), segment.lanes(row.key), segment.attempts(row.key)
         cost = segment.cost(row.key)
+        failures = segment.failures(row.key)
         open_lanes = [lane for lane in lanes if lane.requests > lane.finished]
         reached = {lane.lane: segment.last_finished(row.key, lane.lane) for lane in open_lanes}
         live = self._admission.add(row)
@@ -87,6 +88,7 @@ class Resumption(Part):
         self._completion.cancellation.mark_expired(live)
         live.indexed, live.counts = indexed, counts
         live.take_up(cost)
+        live.failures = {cause.code: (cause.requests, cause.message) for cause in failures}
         # Lines refused while indexing have results and belong to no lane.
         refused = live.refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused

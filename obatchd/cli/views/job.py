@@ -10,7 +10,7 @@ import click
 
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import OUTCOMES, job_state
-from obatchd.cli.views.text import duration, place, styled
+from obatchd.cli.views.text import duration, place, styled, wrapped
 from obatchd.users import user_name
 from obatchd.words import counted, energy, three_digits
 
@@ -52,6 +52,22 @@ def causes(job: Document) -> Iterator[str]:
     unknown = sum(job[name] for name in OUTCOMES[1:]) - sum(failure["requests"] for failure in failures.values())
     if unknown > 0 and failures:
         yield f"{unknown:,} more; errors.jsonl of the results has their causes when the job is over"
+
+
+def why(document: Document) -> Iterator[str]:
+    """Why requests of a job have no answer: the most frequent cause first, each with what to do."""
+    ended = ", ".join(f"{document[name]:,} {name}" for name in OUTCOMES if document[name]) or "nothing has ended"
+    total = f"of {counted(document['requests'], 'request')} " if document["requests"] is not None else ""
+    yield click.style(f"{clean(document['job'])} ({clean(document['state'])}): {total}{ended}", bold=True)
+    for cause in document["failures"]:
+        where = f", the first in line {cause['line']:,}" if cause["line"] is not None else ""
+        yield ""
+        yield click.style(f"{cause['requests']:,} {clean(cause['code'])}", fg="red") + where
+        yield from wrapped(cause["example"], "  ")
+        if cause["advice"]:
+            yield from wrapped(cause["advice"], "  → ")
+    if not document["failures"]:
+        yield "no request failed"
 
 
 def page(job: Document) -> Iterator[str]:
