@@ -218,10 +218,10 @@ class Metrics(Protocol):
 class HostOperations(Protocol):
     """The host as a whole."""
 
-    def status(self, caller: Caller, jobs: int = 50) -> Status:
+    def status(self, caller: Caller, jobs: int | None = None) -> Status:
         """The whole state, of jobs and drops only those that the caller may see; without the burn-in in progress.
 
-        It has the first ``jobs`` of those in work.
+        It has the first ``jobs`` of those in work, or as many as anybody reads.
         """
 
     async def pause(self, caller: Caller) -> Paused:

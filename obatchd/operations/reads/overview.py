@@ -87,7 +87,8 @@ class HostOverviews:
         newest = engine.store.state.newest(owner, limit + 1)
         after = newest[limit - 1][1] if len(newest) > limit else None
         seen = [live for live in engine.jobs.values() if owner is None or live.row.owner == owner]
-        found = {live.key: self._in_work(live, in_flight.get(live.key, 0)) for live in seen[:_MOST_IN_WORK]}
+        held_up = engine.dispatcher.held_up  # which looks at every server
+        found = {live.key: self._in_work(live, in_flight.get(live.key, 0), held_up) for live in seen[:_MOST_IN_WORK]}
         marks = {key: mark for key, _, mark in newest[:limit] if key not in found}
         unknown = [key for key, mark in marks.items() if self._jobs.get(key, ("", b""))[0] != mark]
         for row in engine.store.state.with_keys(unknown):
@@ -97,9 +98,8 @@ class HostOverviews:
             self._jobs.clear()
         return [found[key] for key in sorted(found, reverse=True)], after
 
-    def _in_work(self, live: LiveJob, in_flight: int) -> msgspec.Raw:
+    def _in_work(self, live: LiveJob, in_flight: int, held_up: str) -> msgspec.Raw:
         """A job in work: most of many wait, and look as they did a second ago."""
-        held_up = self._engine.dispatcher.held_up
         mark = (
             live.finished, live.requests, live.indexed, live.paused, live.publishing, live.ending, in_flight, live.turn,
             live.hindrance, held_up, live.energy_j, len(live.row.notes), live.requests_per_s(), live.tokens_per_s(),
