@@ -236,9 +236,12 @@ class Listener:
             raise ApiError(words, status=503, code="stopping", final=False)
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
-        with self._guard.admitted(request, route):
+        self._guard.enter(request, route)
+        try:
             await _invite(request)
             return await _sent(request, await handler(request))
+        finally:
+            self._guard.leave(request, route)
 
 
 async def _invite(request: web.Request) -> None:

@@ -218,6 +218,7 @@ def test_one_bad_line_fails_the_whole_where_that_is_the_rule(programs: Callable[
 def test_who_has_no_good_key_is_told_and_nothing_is_written(programs: Callable[..., Programs]) -> None:
     found = programs()
     assert found.key
+    found.d.ready()  # the ports of servers are written down while they start
     state = found.d.spool / "work" / "state.db-wal"
     before = state.read_bytes()
     for key in ("", "Bearer obk_wrong", "Bearer ", "Basic eHg6eHg=", f"Bearer {found.key}x"):
