@@ -21,6 +21,7 @@ from obatchd.live.job import LiveJob
 _MOST_IN_WORK = 1000  # jobs that are shown however old they are
 _MOST_KEPT = 5000  # jobs whose JSON is kept, because it stays the same for most of them
 _OLD_S = 1.0
+_BEGUN_S = 3.0  # so long at most the JSON of a job that has begun is kept
 _FREE_BYTES, _FREE_INODES = 64 * 1024**2, 1000  # what a log line takes of a disk is no news
 
 
@@ -101,6 +102,8 @@ class HostOverviews:
     def _in_work(self, live: LiveJob, in_flight: int, held_up: str) -> msgspec.Raw:
         """A job in work: most of many wait, and look as they did a second ago."""
         mark = (
+            # What a job that has begun has cost goes on for itself.
+            live.turn is None and time.monotonic() // _BEGUN_S,
             live.finished, live.requests, live.indexed, live.paused, live.publishing, live.ending, in_flight, live.turn,
             live.hindrance, held_up, live.energy_j, len(live.row.notes), live.requests_per_s(), live.tokens_per_s(),
         )  # fmt: skip
