@@ -138,6 +138,7 @@ class Desk(Street):
             http=unused,
             audit=AuditQuestions(self.work.audit),
             metrics=self.metrics,
+            web=unused,
         )
 
     def digest_on(self, server_id: str, model: str) -> str:
