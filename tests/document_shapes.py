@@ -45,6 +45,7 @@ LATER = frozenset(
         "prompt_tokens_reused_estimate",
         "interactive",
         "http",
+        "cost",
         "energy_j",
         "energy_percent",
         "energy_note",

@@ -46,6 +46,7 @@ class ServerPort(Protocol):
     gpu_label: str
     token: str
     slots: int
+    version: str  # of Ollama; empty: not known
     loaded: Profile | None
     loading: Profile | None
     load_s: float | None
@@ -202,8 +203,9 @@ class Link:
 
     @property
     def families(self) -> int:
-        """How many families have requests here."""
-        kin = {(offered.taken.lane.job, offered.taken.pending.family) for offered in self.offers.values()}
+        """How many families have requests here, of jobs in which several requests begin alike."""
+        taken = (offered.taken for offered in self.offers.values())
+        kin = {(one.lane.job, one.pending.family) for one in taken if one.lane.kindred}
         return sum(family is not None for _, family in kin)
 
     @property
@@ -264,7 +266,7 @@ class Link:
         server, limits = self.server, self._settings.value.dispatch
         timeouts = (limits.connect_timeout_s, limits.stall_s, limits.request_timeout_s)
         message = protocol.Configure(
-            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts
+            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts, server.version
         )
         if self.worker is not None and message != self.configured:
             self.configured = message

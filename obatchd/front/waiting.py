@@ -14,6 +14,7 @@ from aiohttp import web
 
 from obatchd.control.programs import Awaited, Piece
 from obatchd.errors import ApiError
+from obatchd.front.late import LateFailures
 
 ASKING_BYTES = 64 * 1024**2  # of the body of a call that asks a model; images are in it
 SIGN_S = 15.0  # without a piece, until a sign of life
@@ -101,8 +102,11 @@ async def in_pieces(request: web.Request, awaited: Awaited, form: PieceForm) -> 
     return body.response
 
 
-async def whole(request: web.Request, awaited: Awaited, form: Form) -> web.StreamResponse:
-    """Tell a whole answer. One that fails after a sign of life ends in a problem and in a body that is cut off."""
+async def whole(
+    request: web.Request, awaited: Awaited, form: Form, raw: bytes, late: LateFailures
+) -> web.StreamResponse:
+    """Tell a whole answer to ``raw``. One that fails after a sign of life ends in a problem and in a body that is cut
+    off; ``late`` tells it to a second call."""
     body, told = _Body(request, form.kind), None
     try:
         while told is None:
@@ -113,6 +117,7 @@ async def whole(request: web.Request, awaited: Awaited, form: Form) -> web.Strea
     except ApiError as error:
         if not body.begun:
             raise
+        await late.keep(request, raw, error)
         await body.write(form.problem(error))
         body.cut(at_once=False)
         return body.response

@@ -89,16 +89,16 @@ PRIORITY_CLASS = {"low": 0, "normal": 1, "high": 2}
 class Profile(msgspec.Struct, frozen=True, order=True):
     """Model and context that a request needs loaded. ``slots`` belong to the server."""
 
-    model: str
+    model: str  # without the tag that Ollama adds: a model has one profile for all of its names
     context_length: int  # tokens, already rounded up by round_context
 
     def __str__(self) -> str:
         return f"{self.model} ({self.context_length})"
 
-    @property
-    def plain(self) -> Profile:
-        """The same for all names of the model: ``llama3`` and ``llama3:latest`` are one."""
-        return Profile(self.model.removesuffix(_LATEST), self.context_length)
+    @classmethod
+    def of(cls, model: str, tokens: int) -> Profile:
+        """Of a request that names a model so: ``llama3`` and ``llama3:latest`` are one."""
+        return cls(model.removesuffix(_LATEST), round_context(tokens))
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -387,6 +387,11 @@ class FakeAudit:
         self.daemon.calls.append(("audit", asked))
         return AuditDocument(self.daemon.recorded, 1, "the disk is full\x1b[31m")
 
+    def recorded(
+        self, caller: Caller, kind: str, target: str = "", detail: str = ""
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
 
 @dataclass
 class FakeDoor:

@@ -97,7 +97,7 @@ def test_calls_of_all_kinds_beside_a_batch_load_nothing_again(found: Programs, m
 
         def call(number: int) -> None:
             asked: Any = {"model": "tiny", "messages": [USER], "max_tokens": 4}
-            match number % 5:
+            match number % 6:
                 case 0:
                     assert client.chat.completions.create(**asked).choices[0].message.content is not None
                 case 1:
@@ -107,6 +107,11 @@ def test_calls_of_all_kinds_beside_a_batch_load_nothing_again(found: Programs, m
                     assert isinstance(parsed.choices[0].message.parsed, Sky)
                 case 3:
                     assert native.chat("tiny", [USER], options={"num_predict": 4}, keep_alive=0).done
+                case 4:
+                    try:
+                        assert client.embeddings.create(model="tiny", input="why?", encoding_format="float").data
+                    except openai.BadRequestError as error:  # since 0.30
+                        assert error.code == "not_supported"
                 case _:
                     assert [*native.generate("tiny", "why?", options={"num_predict": 4}, stream=True)][-1].done
 

@@ -171,6 +171,14 @@ async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
     assert note in render(msgspec.to_builtins(status))
 
 
+async def test_families_in_flight_are_told_where_there_are_any(rig: Desk) -> None:
+    status = msgspec.to_builtins(rig.operations.host.status(ADMIN))
+    assert "queue  0 requests in 0 jobs" in render(status)
+    for server, families in zip(status["servers"], (3, 2), strict=True):
+        server["families"] = families
+    assert "queue  0 requests in 0 jobs; 5 families of requests that begin alike in flight" in render(status)
+
+
 async def test_a_narrow_terminal_breaks_reasons_between_words_and_has_no_empty_columns(
     rig: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,3 +243,33 @@ async def test_rights_are_looked_up_at_each_call(
         now.append(ME)
         assert await seen() is True
     await listener.stop()
+
+
+@pytest.mark.parametrize(
+    ("http", "url"),
+    [
+        ({"listen": "127.0.0.1:8434"}, "http://127.0.0.1:8434/"),
+        ({"listen": "[::1]:1"}, "http://[::1]:1/"),
+        ({"listen": "0.0.0.0:1", "insecure": True}, "http://127.0.0.1:1/"),
+        ({"listen": "[::]:1", "insecure": True}, "http://[::1]:1/"),
+        ({"listen": "10.1.2.3:1", "insecure": True, "names": ["gpu"]}, "http://10.1.2.3:1/"),
+        ({"listen": "0.0.0.0:1", "names": ["gpu.example.org"], "tls": True}, "https://gpu.example.org:1/"),
+        ({"listen": "10.1.2.3:1", "tls": True}, "https://10.1.2.3:1/"),
+        ({"listen": ""}, None),
+    ],
+)
+def test_the_link_leads_to_where_the_daemon_listens(
+    sessions: WebSessions, tmp_path: Path, http: dict[str, Any], url: str | None
+) -> None:
+    if http.pop("tls", False):
+        http |= {"tls_certificate": str(tmp_path / "a.pem"), "tls_key": str(tmp_path / "a.key")}
+    unused: Any = SimpleNamespace(listen=lambda listener: None)
+    settings = in_force(http=http)
+    listener = Listener(
+        Programs(*[unused] * 6, sessions=sessions), settings, tmp_path / "s", Access(settings.value.access)
+    )
+    if url is not None:
+        assert listener.page_url() == url
+        return
+    with pytest.raises(ControlError, match=r"listens nowhere .* \[http\]"):
+        listener.page_url()

@@ -88,8 +88,7 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     speed = totals or job
     rates = ((speed["requests_per_s"], "requests/s"), (speed["tokens_per_s"], "tokens/s"))
     yield "speed", ", ".join(f"{rate:,.1f} {unit}" for rate, unit in rates if rate is not None)
-    if (so_far := job.get("energy_j")) is not None:
-        yield "energy", f"{energy(so_far)} so far"
+    yield from _so_far(job)
     if totals:
         yield "tokens", f"{totals['prompt_tokens']:,} of prompts, {totals['response_tokens']:,} of answers"
         yield "GPU-seconds", f"{totals['gpu_s']:,.1f}"
@@ -103,6 +102,17 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     yield from ((key.replace("_", " "), _shown(value)) for key, value in settings if not key.endswith("sha256"))
     yield "results", clean(place(job["outbox"])) if job["outbox"] else None
     yield "refused to", clean(place(job["refused_to"])) if job["refused_to"] else None
+
+
+def _so_far(job: Document) -> Iterator[tuple[str, str | None]]:
+    """What a job in work has cost."""
+    cost = job.get("cost") or {}
+    if cost:
+        yield "tokens", f"{cost['prompt_tokens']:,} of prompts, {cost['response_tokens']:,} of answers so far"
+        yield "GPU-seconds", f"{cost['gpu_s']:,.1f} so far" if cost["gpu_s"] else None
+    if (energy_j := job.get("energy_j")) is not None:
+        speed = f", {three_digits(cost['tokens_per_j'])} tokens/J" if cost.get("tokens_per_j") else ""
+        yield "energy", f"{energy(energy_j)} so far{speed}"
 
 
 def price(job: Document) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from obatchd.errors import InteractiveError, ObatchError
 from obatchd.jobs.formats.lines import read_whole
 from obatchd.jobs.formats.request import Request
 from obatchd.jobs.lane import Pending, Taken
-from obatchd.jobs.model import Profile, RequestRefused, round_context
+from obatchd.jobs.model import Profile, RequestRefused
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Cause, Fault
@@ -140,19 +140,7 @@ class Desk:
         settings = self._settings.value
         if not (model := request.model or settings.model or ""):
             raise InteractiveError("it names no model, and the settings name none", code="model")
-        profile = Profile(model, round_context(request.context_length or settings.context_length))
-        if profile in self._held():
-            return profile
-        return next((other for other in self._in_use() if other.plain == profile.plain), profile)
-
-    def _held(self) -> set[Profile | None]:
-        return {held for link in self._links.values() for held in (link.server.loaded, link.server.loading)}
-
-    def _in_use(self) -> Iterator[Profile]:
-        """Profiles that servers have, and that others wait for: no second name of a model makes one load again."""
-        yield from filter(None, self._held())
-        yield from self.waiting.profiles()
-        yield from self._queue.profiles()
+        return Profile.of(model, request.context_length or settings.context_length)
 
     def _refuse_stopped(self) -> None:
         if self.stopped:

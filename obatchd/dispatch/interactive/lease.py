@@ -85,7 +85,7 @@ class Lease:
         self.question = question
         self.profile = profile
         self.owner = owner
-        self.digest = hashlib.sha256(f"{profile.plain}\0".encode() + digest).digest()
+        self.digest = hashlib.sha256(f"{profile}\0".encode() + digest).digest()
         self.taken = Taken(lane, Pending(number, question.raw), 0.0)
         self.asked_s = 0.0  # monotonic, as the next three
         self.ends_s = float("inf")  # when its time is up
