@@ -38,6 +38,7 @@ LATER = frozenset(
         "sample",
         "cannot_have",
         "held_up",
+        "next",
         "waiting_for_restart",
         "waiting",
         "digests",

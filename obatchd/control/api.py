@@ -16,6 +16,7 @@ from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.job_routes import JobRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
+from obatchd.control.read_routes import ReadRoutes
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, MetricsText, Ping, Readiness
 from obatchd.documents.audit import CONTROL, AuditAsked
 from obatchd.documents.models import Models
@@ -58,7 +59,8 @@ class Api:
     def __init__(self, operations: Operations, access: Access) -> None:
         self._operations = operations
         self._access = access
-        self._jobs = JobRoutes(operations.jobs)
+        self._jobs = JobRoutes(operations.jobs, operations.reads.answers)
+        self._reads = ReadRoutes(operations.reads)
         self._gpus = GpuRoutes(operations.gpus, operations.burnin)
         self.stopping = False
         self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
@@ -78,6 +80,7 @@ class Api:
             web.get("/v1/servers", self._servers),
             web.get("/v1/servers/tuning", self._tuning),
             *self._jobs.routes(),
+            *self._reads.routes(),
             web.get("/v1/models", self._models),
             web.get("/v1/keys", self._keys),
             web.post("/v1/keys", self._add_key),

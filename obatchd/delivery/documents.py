@@ -42,12 +42,17 @@ _Head = tuple[
 ]  # fmt: skip
 
 
+def in_work(live: LiveJob) -> str:
+    """The state of a job that is not over, in a word."""
+    return "cancelling" if live.cancelled else live.state().value
+
+
 def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDocument:
     """A job in progress, as ``status.json`` and the control API show it; ``all_held_up``: why no job gets on."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
     document = JobDocument(
-        *_head(live.row, "cancelling" if live.cancelled else live.state().value),
+        *_head(live.row, in_work(live)),
         paused=live.paused,
         requests=live.requests if live.indexed else None,
         indexed=live.requests,

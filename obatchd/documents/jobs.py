@@ -130,6 +130,53 @@ class Jobs(msgspec.Struct):
     """``GET /v1/jobs``: newest first."""
 
     jobs: list[JobDocument]
+    next: str | None = None  # the id to ask for as ``after``; null: there are no older ones
+
+
+class Cause(msgspec.Struct):
+    """The requests of a job that have no answer for one cause."""
+
+    code: str
+    requests: int
+    line: int | None  # of the first in the drop, from 1; null: not kept any more
+    example: str  # the message of that
+    advice: str  # what to do
+
+
+class JobFailures(msgspec.Struct):
+    """``GET /v1/jobs/JOB/failures``: why requests have no answer, of a job in work too; the most frequent first."""
+
+    job: str
+    state: str  # as of the job
+    requests: int | None
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    failures: list[Cause]
+
+
+class ShownAnswer(msgspec.Struct):
+    """One result, beside its prompt."""
+
+    at: int  # its place, for ``after``
+    line: int  # of the drop, from 1
+    id: str
+    outcome: str
+    prompt: str | None  # as it was sent; null: not kept any more
+    record: dict[str, Any]  # as in results.jsonl and errors.jsonl
+    repeat: int | msgspec.UnsetType = msgspec.UNSET  # of several answers to the prompt, which
+    raw: bool | msgspec.UnsetType = msgspec.UNSET  # the prompt is the line of the drop, which could not be read
+    advice: str | msgspec.UnsetType = msgspec.UNSET  # what to do about a failure
+
+
+class JobAnswers(msgspec.Struct):
+    """``GET /v1/jobs/JOB/results``: a part of those there are by now, in the order of the drop."""
+
+    job: str
+    state: str  # as of the job
+    results: list[ShownAnswer]
+    next: int | None  # the place to go on after; null: there are no more
 
 
 class Submitted(msgspec.Struct):

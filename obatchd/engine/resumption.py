@@ -79,13 +79,14 @@ class Resumption(Part):
     def _take_up_job(self, row: JobRow, segment: Segment, indexed: bool) -> None:
         # All is read before the job is live: where the disk refuses, the next try passes over those that are.
         counts, lanes, attempts = segment.tallies(row.key), segment.lanes(row.key), segment.attempts(row.key)
-        energy = segment.energy(row.key)
+        energy, failures = segment.energy(row.key), segment.failures(row.key)
         open_lanes = [lane for lane in lanes if lane.requests > lane.finished]
         reached = {lane.lane: segment.last_finished(row.key, lane.lane) for lane in open_lanes}
         live = self._admission.add(row)
         live.resumed = True
         self._completion.cancellation.mark_expired(live)
         live.indexed, live.counts = indexed, counts
+        live.failures = {cause.code: (cause.requests, cause.message) for cause in failures}
         live.energy_j, live.energy_tokens = energy.energy_j, energy.tokens
         # Lines refused while indexing have results and belong to no lane.
         refused = live.refused = live.finished - sum(lane.finished for lane in lanes)

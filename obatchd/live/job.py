@@ -45,7 +45,7 @@ class LiveJob:
         self.requests = 0  # indexed so far
         self.indexed = False
         self.counts: Counter[str] = Counter()
-        self.failures: dict[str, tuple[int, str]] = {}  # since the daemon began: how many by code, the first's message
+        self.failures: dict[str, tuple[int, str]] = {}  # how many by code, and the message of the first
         self.paused = row.paused
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing

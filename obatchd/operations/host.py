@@ -32,8 +32,6 @@ from obatchd.servers.models import ModelKeeper
 from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
-_STATUS_JOBS = 50
-
 
 @define(eq=False)
 class HostCommands:
@@ -48,7 +46,7 @@ class HostCommands:
     reload: Callable[[], Awaitable[Reloaded]]
     started_s: float = field(factory=time.time, init=False)
 
-    def status(self, caller: Caller) -> documents.Status:
+    def status(self, caller: Caller, jobs: int = 50) -> documents.Status:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         seen = [live for live in engine.jobs.values() if caller.may_see(live.row.owner)]
@@ -77,8 +75,7 @@ class HostCommands:
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
             jobs=[
-                job_document(live, in_flight.get(live.key, 0), engine.dispatcher.held_up)
-                for live in islice(seen, _STATUS_JOBS)
+                job_document(live, in_flight.get(live.key, 0), engine.dispatcher.held_up) for live in islice(seen, jobs)
             ],
             interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,

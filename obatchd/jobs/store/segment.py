@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
+from obatchd.jobs.store.failures import FailureRow, failures_of
 from obatchd.jobs.store.job_row import defaults_of
 from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
 from obatchd.jobs.store.rows import (
@@ -87,7 +88,8 @@ class Segment(Database):
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results", *self._present("families")):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
-                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of", *self._present("energy")):
+                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of", *self._present("energy"),
+                                  *self._present("failures")):  # fmt: skip
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
                     self.forget_lanes(job)
             rewrite(self._database, self.path)
@@ -100,6 +102,8 @@ class Segment(Database):
                     "DELETE FROM results WHERE request > ? AND request < ? AND (outcome = 'succeeded') = ?",
                     (*keys_of(job), succeeded),
                 )
+                if not succeeded and self._present("failures"):
+                    cursor.execute("DELETE FROM failures WHERE job = ?", (job,))
             rewrite(self._database, self.path)
 
     # Indexing.
@@ -200,6 +204,16 @@ class Segment(Database):
         rows = self._rows("SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", job)
         return Counter(dict(rows))
 
+    def failures(self, job: int) -> list[FailureRow]:
+        """Why requests of a job have no answer, the most frequent cause first."""
+        answered = Outcome.SUCCEEDED.value
+        unanswered = sum(count for outcome, count in self.tallies(job).items() if outcome != answered)
+        if not unanswered:
+            return []
+        kept = bool(self._present("failures"))
+        with self._own_reader() as reader:
+            return failures_of(reader, job, unanswered, kept=kept)
+
     def energy(self, job: int) -> EnergyRow:
         """The energy for a job, as it was kept with its latest results."""
         kept = self._present("energy")
@@ -243,24 +257,37 @@ class Segment(Database):
         )
         return [AttemptRow(job, row[0] & LINE_MASK, *row[1:]) for row in rows]
 
-    def results(self, job: int) -> Generator[tuple[int, Outcome, bytes], None, None]:
-        """(line, outcome, record) of every finished request, in input order, in constant memory."""
-        low, high = keys_of(job)
-        # Not the shared reader: whoever reads a large job is long about it. One is kept, for opening one takes longer
-        # than reading a small job.
-        with self._read_lock:
-            reader, self._idle_reader = self._idle_reader, None
-        reader = reader or open_reader(self.path)
-        cursor = reader.cursor()
-        try:
+    def results(
+        self, job: int, after_line: int = 0, only: Outcome | None = None
+    ) -> Generator[tuple[int, Outcome, bytes], None, None]:
+        """(line, outcome, record) of every finished request, in input order, in constant memory.
+
+        Of those above ``after_line``, and with one outcome or any.
+        """
+        condition = "" if only is None else "AND outcome = ?"
+        if only not in (None, Outcome.SUCCEEDED):
+            condition += " AND outcome <> 'succeeded'"  # so that the index of these few is used
+        with self._own_reader() as reader, closing(reader.cursor()) as cursor:  # an open one would hold up checkpoints
             cursor.execute(
-                "SELECT request, outcome, record FROM results WHERE request > ? AND request < ? ORDER BY request",
-                (low, high),
+                "SELECT request, outcome, record FROM results"
+                f" WHERE request > ? AND request < ? {condition} ORDER BY request",
+                (request_key(job, after_line), keys_of(job)[1], *([only.value] if only else [])),
             )
             for request, outcome, record in cursor:
                 yield request & LINE_MASK, Outcome(outcome), record
+
+    @contextmanager
+    def _own_reader(self) -> Iterator[sqlite3.Connection]:
+        """Not the shared reader: whoever reads a large job is long about it.
+
+        One is kept, for opening one takes longer than reading a small job.
+        """
+        with self._read_lock:
+            reader, self._idle_reader = self._idle_reader, None
+        reader = reader or open_reader(self.path)
+        try:
+            yield reader
         finally:
-            cursor.close()  # an open one would hold up checkpoints
             with self._read_lock:
                 if self._closed or self._idle_reader is not None:
                     reader.close()

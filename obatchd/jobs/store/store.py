@@ -115,6 +115,10 @@ class Store:
             self.trim({path.stem})
         return found
 
+    def keeps(self, job: JobRow) -> bool:
+        """Whether the file is there that has the requests of a job."""
+        return job.segment in self._segments or (self._directory / f"{job.segment}.db").exists()
+
     def of(self, job: JobRow) -> Segment:
         return self.segment(job.segment)
 
