@@ -48,6 +48,8 @@ WORDS: Mapping[str, str] = {
     "certificate_not_read": "The certificate of the API over HTTP cannot be used",
     "certificate_renewed": "The certificate of the API over HTTP was read again",
     "wrong_keys": "Calls over HTTP came with a wrong key: {calls}",
+    "wrong_sessions": "Calls over HTTP came with a code or session of the page that is not good (any more): {calls}",
+    "page_session_opened": "",
     "audit_not_written": "The audit log cannot be written; what is done meanwhile is kept in memory until it can",
     "audit_written_again": "The audit log is written again",
     "audit_entries_lost": "The audit log lacks what the disk did not take before obatchd ended ({entries})",

@@ -65,7 +65,8 @@ def refusal(error: ApiError, *, native: bool = False) -> web.Response:
 def with_usual_headers(response: _Response) -> _Response:
     """With those that every answer has."""
     response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
-    response.headers.update(_SECURE)
+    for name, value in _SECURE.items():
+        response.headers.setdefault(name, value)  # the page has a policy of its own
     return response
 
 
