@@ -1,7 +1,7 @@
 // Every GPU on one screen: what it does, how it is, and what to do about it.
 import { html } from './vendor/standalone.module.js';
 import { get } from './api.js';
-import { Bar, NONE, Spark, State, Table, counted, gib, number, rate, visible } from './parts.js';
+import { Bar, NONE, Said, Spark, State, Table, counted, gib, number, rate, visible } from './parts.js';
 
 const MINUTES = 60;
 const load = new Map(), speed = new Map(); // by UUID and by server: the means of the last minutes, the latest one last
@@ -107,14 +107,23 @@ function Note({ gpu, servers }) {
   const said = [gpu.health !== 'ok' && gpu.reason, gpu.lent_until && `lent until ${gpu.lent_until}`, gpu.shared_with && `shared with ${gpu.shared_with}`,
     ...ill.map((server) => `${server.id} is ${server.state}: ${server.reason}`)].filter(Boolean);
   if (!said.length) return null;
-  return html`${visible(said.join(' · '))}${gpu.action && gpu.health !== 'ok' && html` <b>Next:</b> ${visible(gpu.action)}`}${
-    gpu.health !== 'ok' && html` <code>obatchctl gpus show ${gpu.index ?? gpu.uuid}</code>`}`;
+  const why = visible(said.join(' · ')), more = html` <code>obatchctl gpus show ${gpu.index ?? gpu.uuid}</code>`;
+  if (gpu.health === 'ok' || !gpu.action) return html`${why}${gpu.health !== 'ok' && more}`;
+  const [first, rest] = [gpu.action.slice(0, sentence(gpu.action)), gpu.action.slice(sentence(gpu.action))];
+  const next = html`<span class="is-warn">${why}.</span> <b>Next:</b> <${Said} text=${first} />`;
+  return rest ? html`<details><summary>${next} …</summary><${Said} text=${rest} />${more}</details>` : html`${next}${more}`;
 }
 const noteOf = (row) => (row.gpu.health !== 'ok' || row.gpu.lent_until || row.gpu.shared_with || row.servers.some((server) => !['ready', 'quarantined', 'stopped'].includes(server.state))
   ? Note(row) : null);
 
 const OTHERS = [{ name: 'Name', by: (row) => row.servers[0].id, cell: (row) => html`<b>${row.servers[0].id}</b> <span class="quiet">${row.servers[0].kind}</span>` },
   { name: 'Where', kind: 'wide', cell: (row) => row.servers[0].url }, ...WORK];
+
+/** The end of the first sentence. */
+function sentence(text) {
+  const at = text.search(/[.:] /);
+  return at < 0 ? text.length : (text[at] === ':' ? text.search(/\. |$/) : at) + 1;
+}
 
 export function Fleet({ page }) {
   const { status, gpus } = page;

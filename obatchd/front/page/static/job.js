@@ -22,7 +22,11 @@ function Failures({ job, choose }) {
   return html`<h2>Failures by cause</h2><${Table} caption="Failures by cause" columns=${columns} rows=${data?.failures || []} id=${(row) => row.code} empty=${data ? 'None.' : '…'} />`;
 }
 
-const FACTS = { model: 'model', server: 'server', duration_s: 'seconds', prompt_tokens: 'tokens of the prompt', response_tokens: 'of the answer', attempts: 'attempts' };
+const FACTS = [
+  ({ model }) => model && visible(model), ({ server }) => server && visible(server), ({ duration_s: duration }) => duration && `${duration.toFixed(1)} s`,
+  ({ response_tokens: tokens, prompt_tokens: before }) => tokens !== undefined && tokens !== null && `${counted(tokens, 'token')} after ${number(before)}`,
+  ({ attempts }) => attempts > 1 && `${attempts} attempts`, ({ truncated }) => truncated && 'cut at the token limit',
+];
 
 function answerOf(record) {
   if (typeof record.response === 'string') return record.response;
@@ -32,11 +36,9 @@ function answerOf(record) {
 
 function Answer({ result }) {
   const { record } = result;
-  const facts = Object.entries(FACTS).filter(([name]) => record[name] !== undefined && record[name] !== null)
-    .map(([name, word]) => `${typeof record[name] === 'number' ? number(record[name], name === 'duration_s' ? 1 : 0) : visible(record[name])} ${word}`);
+  const facts = [`line ${number(result.line)}`, ...FACTS.map((fact) => fact(record)).filter(Boolean)].join(' · ');
   const thoughts = record.think || record.thinking;
-  return html`<li class="answer"><p class="of"><${State} of=${result.outcome} /> <b>${visible(result.id)}</b> <span class="quiet">line ${number(result.line)}${
-      record.truncated ? ' · cut at the token limit' : ''}${facts.length ? ` · ${facts.join(' · ')}` : ''}</span></p>
+  return html`<li class="answer"><p class="of"><${State} of=${result.outcome} /> <b>${visible(result.id)}</b> <span class="quiet">${facts}</span></p>
     <div class="pair"><section aria-label="Prompt"><h3>${result.raw ? 'Line of the drop' : 'Prompt'}</h3>${result.prompt === null ? html`<p class="quiet">not kept any more</p>` : html`<${Text} text=${result.prompt} />`}</section>
     <section aria-label="Answer"><h3>${result.outcome === 'succeeded' ? 'Answer' : 'Why there is none'}</h3>
       ${result.outcome === 'succeeded' ? html`<${Text} text=${answerOf(record)} />` : html`<p class="is-bad">${visible(record.code)}: ${visible(record.message)}</p>${

@@ -23,14 +23,22 @@ const EVENTS = [
   { name: 'What', by: (row) => row.kind, cell: (row) => html`${row.kind}${row.signal && html` <span class="quiet">${row.signal}</span>`}` },
   { name: 'Text', cell: (row) => visible(row.text) },
 ];
-const MARKS = 30;
+const MARKS = 30, LEAST = 30;
+
+/** Both documents from the first step on of which anything is known; they have one grid. */
+function known(gpus, work) {
+  const columns = [...gpus.gpus.flatMap((gpu) => [gpu.temp_c, gpu.utilisation_percent]), work.host.in_flight];
+  const first = Math.max(0, Math.min(...columns.map((column) => column.findIndex((value) => value !== null)).filter((at) => at >= 0), gpus.at_s.length - LEAST));
+  const cut = (row) => Object.fromEntries(Object.entries(row).map(([name, value]) => [name, Array.isArray(value) ? value.slice(first) : value]));
+  return { gpus: { ...gpus, at_s: gpus.at_s.slice(first), gpus: gpus.gpus.map(cut) }, work: { at_s: work.at_s.slice(first), host: cut(work.host) } };
+}
 
 export function History() {
   const [{ span, gpu }, set] = useState(chosen);
   const choose = (part) => { Object.assign(chosen, part); set({ ...chosen }); };
   const { data, problem } = useLook(`history ${span}`, async () => {
     const [gpus, work] = await Promise.all([get('/gpu-history', { span }), get('/work-history', { span })]);
-    return { gpus, work };
+    return known(gpus, work);
   }, 60);
   const tools = html`<div class="tools"><div role="group" aria-label="How far back">${Object.entries(SPANS).map(([name, word]) =>
     html`<button class="chip" aria-pressed=${span === name} onClick=${() => choose({ span: name })}>${word}</button>`)}</div>

@@ -32,11 +32,12 @@ export function lasting(seconds) {
 }
 
 /** Characters that draw nothing, or turn the direction of others, as something that can be seen. */
-export const visible = (text) =>
-  String(text ?? '')
-    .replace(/[\0-\x08\x0b\x0c\x0e-\x1f]/g, (found) => String.fromCharCode(0x2400 + found.charCodeAt(0)))
-    .replace(/[\x7f-\x9f\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ufeff]/g,
-      (found) => `⟦U+${found.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}⟧`);
+export const visible = (text) => String(text ?? '').replace(
+  /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ufeff]/g,
+  (found) => `⟦U+${found.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}⟧`);
+
+/** Words of obatchd, in which commands stand between backticks. */
+export const Said = ({ text }) => visible(text).split('`').map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
 
 const LONG = 4000;
 /** A text of a stranger, the beginning of it where it is long. */

@@ -59,7 +59,7 @@ export class Plot extends Component {
     this.plot = new uPlot({
       width: Math.max(200, this.box.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
       scales: { y: { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.05, high > 0 ? 0 : 1, 0.001)]) } },
-      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70 }, { ...axis, size: 52 }],
+      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52 }],
       series: [{}, ...this.props.lines.map((line, at) => {
         const place = line.place ?? at;
         return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false } };
@@ -76,6 +76,7 @@ export class Plot extends Component {
     ctx.strokeStyle = ctx.fillStyle = ink;
     ctx.font = font;
     ctx.setLineDash([2, 3]);
+    let last = Infinity; // the latest come first
     for (const { at_s: at, mark } of this.props.marks || []) {
       const x = Math.round(plot.valToPos(at, 'x', true));
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
@@ -83,7 +84,7 @@ export class Plot extends Component {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      ctx.fillText(String(mark), x + 2, bbox.top + 9 + 10 * (mark % 3));
+      if (last - x > 16 * devicePixelRatio) ctx.fillText(String(mark), (last = x) + 2, bbox.top + 10 * devicePixelRatio);
     }
     ctx.restore();
   }
