@@ -75,7 +75,7 @@ const Server = ({ row }) => html`${row.servers.map((server) => html`<span title=
 const Restarts = ({ servers }) => (all(servers, 'restarts') ? html` <span class="is-warn">${counted(all(servers, 'restarts'), 'restart')}</span>` : '');
 
 const WORK = [
-  { name: 'Server', by: (row) => row.servers[0]?.state, cell: (row) => html`<${Server} row=${row} /><${Restarts} servers=${row.servers} />` },
+  { name: 'Server', kind: 'one narrow', by: (row) => row.servers[0]?.state, cell: (row) => html`<${Server} row=${row} /><${Restarts} servers=${row.servers} />` },
   { name: 'Model', kind: 'wide', by: (row) => modelOf(row.servers), cell: (row) => html`<span class="cut" title=${modelOf(row.servers)}>${visible(modelOf(row.servers)) || NONE}</span>` },
   { name: 'Slots', kind: 'bars narrow', by: (row) => all(row.servers, 'in_flight'), cell: (row) => row.servers.length
     ? html`<${Bar} kind="slots" share=${part(all(row.servers, 'in_flight'), all(row.servers, 'slots'))} text=${`${all(row.servers, 'in_flight')} / ${all(row.servers, 'slots')}`} />` : NONE },

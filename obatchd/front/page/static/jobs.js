@@ -66,7 +66,7 @@ const columnsOf = (administrator, done) => [
   ...(administrator ? [{ name: 'User', kind: 'n wide', by: (job) => job.owner, cell: (job) => job.owner }] : []),
   { name: 'State', by: stateOf, cell: (job) => html`<${State} of=${stateOf(job)} />` },
   { name: 'Progress', kind: 'bars', by: (job) => answered(job) / (job.requests || job.indexed || 1), cell: (job) => html`<${Progress} job=${job} />` },
-  { name: 'Failed', kind: 'n', by: (job) => job.failed, cell: (job) => (job.failed ? html`<a class="is-bad" href=${`#/jobs/${job.job}`} aria-label=${`${counted(job.failed, 'failure')} of ${job.name}`}>${number(job.failed)}</a>` : html`<span class="quiet">0</span>`) },
+  { name: 'Failed', kind: 'n narrow', by: (job) => job.failed, cell: (job) => (job.failed ? html`<a class="is-bad" href=${`#/jobs/${job.job}`} aria-label=${`${counted(job.failed, 'failure')} of ${job.name}`}>${number(job.failed)}</a>` : html`<span class="quiet">0</span>`) },
   { name: 'Requests/s', kind: 'n wide', by: (job) => job.requests_per_s, cell: (job) => rate(isOver(job) ? job.totals?.requests_per_s : job.requests_per_s) },
   { name: 'Tokens/s', kind: 'n wide', by: (job) => job.tokens_per_s, cell: (job) => rate(isOver(job) ? job.totals?.tokens_per_s : job.tokens_per_s) },
   { name: 'End', by: (job) => (isOver(job) ? Date.parse(job.finished_at) / 1000 : 1e12 + (job.eta_s ?? 1e9)), cell: (job) => html`<${End} job=${job} />` },

@@ -76,7 +76,7 @@ export class Spark extends Component {
     let path = '', open = false;
     values.forEach((value, at) => {
       if (value === null) return void (open = false);
-      path += `${open ? 'L' : 'M'}${(at * 72) / (values.length - 1)} ${(19 - (Math.min(value, top) / top) * 18).toFixed(1)}`;
+      path += `${open ? 'L' : 'M'}${((at * 71) / (values.length - 1)).toFixed(1)} ${(19 - (Math.min(value, top) / top) * 18).toFixed(1)}${open ? '' : 'h1'}`;
       open = true;
     });
     return html`<svg class="spark" viewBox="0 0 72 20" aria-hidden="true"><path d=${path} /></svg>`;
