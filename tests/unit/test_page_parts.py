@@ -258,7 +258,7 @@ async def test_rights_are_looked_up_at_each_call(
         ({"listen": ""}, None),
     ],
 )
-def test_the_link_leads_to_where_the_daemon_listens(
+async def test_the_link_leads_to_where_the_daemon_listens(
     sessions: WebSessions, tmp_path: Path, http: dict[str, Any], url: str | None
 ) -> None:
     if http.pop("tls", False):
