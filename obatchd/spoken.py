@@ -40,7 +40,8 @@ WORDS: Mapping[str, str] = {
     "child_not_started": "obatchd could not start a process of its own ({child})",
     "child_failed": "A process of obatchd failed ({child}) because of a defect of obatchd; please report this",
     "control_listening": "",
-    "http_listening": "Programs reach the API of OpenAI's kind at {address}; obatchctl key add makes a key for them",
+    "http_listening": "Programs reach the API of OpenAI's kind at {address}; obatchctl key add makes a key for them, "
+    "and obatchctl web opens the page in a browser",
     "http_not_listening": "Programs cannot reach the API at {address}",
     "http_connection_not_accepted": "A program could not be answered over HTTP",
     "nobody_told": "A call over HTTP failed after its client had gone",
@@ -48,6 +49,8 @@ WORDS: Mapping[str, str] = {
     "certificate_not_read": "The certificate of the API over HTTP cannot be used",
     "certificate_renewed": "The certificate of the API over HTTP was read again",
     "wrong_keys": "Calls over HTTP came with a wrong key: {calls}",
+    "wrong_sessions": "Calls over HTTP came with a code or session of the page that is not good (any more): {calls}",
+    "page_session_opened": "",
     "audit_not_written": "The audit log cannot be written; what is done meanwhile is kept in memory until it can",
     "audit_written_again": "The audit log is written again",
     "audit_entries_lost": "The audit log lacks what the disk did not take before obatchd ended ({entries})",

@@ -16,7 +16,7 @@ from obatchd.words import counted
 @click.option("--until", "until_s", type=Since(), metavar="TIME", help="Before then.")
 @click.option(
     "--kind", "kinds", multiple=True, metavar="KIND",
-    help="Only those: key, gpu, job, file, server, model, burnin, host, or one such as key_added; also twice.",
+    help="Only those: key, session, gpu, job, file, server, model, burnin, host, or one as key_added; also twice.",
 )  # fmt: skip
 def audit_command(
     invocation: Invocation, limit: int, since_s: float | None, until_s: float | None, kinds: tuple[str, ...]

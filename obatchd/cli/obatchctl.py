@@ -21,7 +21,7 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "usage",
-    "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "metrics", "burnin", "alarms",
+    "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "metrics", "web", "burnin", "alarms",
     "backup", "restore", "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
@@ -33,6 +33,7 @@ _ELSEWHERE = {
     "doctor": "doctor.doctor",
     "key": "keys",
     "audit": "audit",
+    "web": "web",
 }
 
 

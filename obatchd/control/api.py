@@ -22,6 +22,7 @@ from obatchd.documents.audit import CONTROL, HOST_RELOADED, MODEL_PULLED, MODEL_
 from obatchd.documents.models import Models
 from obatchd.documents.programs import Keys
 from obatchd.documents.status import Servers
+from obatchd.documents.web import PageLink
 from obatchd.words import misfit
 
 _log = log.get(__name__)
@@ -85,6 +86,8 @@ class Api:
             web.get("/v1/keys", self._keys),
             web.post("/v1/keys", self._add_key),
             web.delete("/v1/keys/{key}", self._remove_key),
+            web.post("/v1/web/codes", self._page_code),
+            web.delete("/v1/web/sessions", self._end_sessions),
             *self._gpus.for_every_caller(),
             web.get("/healthz", self._healthz),
             web.get("/readyz", self._readyz),
@@ -214,6 +217,18 @@ class Api:
 
     async def _remove_key(self, request: web.Request) -> web.Response:
         return answer(await self._operations.keys.remove(request[CALLER], request.match_info["key"]))
+
+    async def _page_code(self, request: web.Request) -> web.Response:
+        url, problem = None, ""
+        try:
+            url = self._operations.http.page_url()
+        except errors.ControlError as error:  # a tunnel to the socket of HTTP may lead there all the same
+            problem = error.message
+        code, good_for_s = self._operations.web.code(request[CALLER])
+        return answer(PageLink(code=code, good_for_s=good_for_s, url=url, problem=problem))
+
+    async def _end_sessions(self, request: web.Request) -> web.Response:
+        return answer(self._operations.web.end_all(request[CALLER]))
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return answer(Alive(True))

@@ -35,7 +35,7 @@ class Origin(NamedTuple):
     door: str = ITSELF
     address: str = ""  # of the other end of HTTP
     pid: int = 0  # of the other end of a socket
-    key: str = ""  # its id
+    key: str = ""  # its id, or that of a session of the page
     key_label: str = ""
 
 

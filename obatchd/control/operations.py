@@ -24,6 +24,7 @@ from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.programs import HttpDoor, KeyEntry, NewKey
 from obatchd.documents.status import ServerEntry, Status
 from obatchd.documents.tuning import SlotTuning
+from obatchd.documents.web import EndedSessions
 from obatchd.naming import EVERY_JOB, JobFilter
 
 
@@ -207,6 +208,20 @@ class Door(Protocol):
     def state(self) -> HttpDoor | None:
         """Where it can be reached; None where it listens on its socket alone."""
 
+    def page_url(self) -> str:
+        """The address of the page for a browser on this host; raises ControlError, with what to do, where none gets
+        there."""
+
+
+class WebOperations(Protocol):
+    """Sessions of the web page, each caller's own."""
+
+    def code(self, caller: Caller) -> tuple[str, float]:
+        """A code that opens one session as the caller, once, and for how many seconds it can; raises ControlError."""
+
+    def end_all(self, caller: Caller) -> EndedSessions:
+        """End all sessions of the caller's, and forget their codes; what is under way in them is cut off."""
+
 
 class Metrics(Protocol):
     """Numbers of the daemon; :class:`obatchd.metrics.exposition.Exposition`."""
@@ -329,3 +344,4 @@ class Operations:
     audit: AuditOperations
     metrics: Metrics
     reads: Reads
+    web: WebOperations

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from attrs import frozen
 
-from obatchd.control.auth import Caller
+from obatchd.control.auth import Caller, Origin
 from obatchd.control.operations import ModelOperations
 from obatchd.documents.native import RunningModels, StoredModels
 from obatchd.documents.programs import BatchObject, DeletedFile, FileObject, Page
 
 RESULT_FILES = ("summary.json", "results.jsonl", "errors.jsonl")
 KEY_PREFIX = "obk_"  # of every key
+SESSION_PREFIX = "obs_"  # of the token of every session of the page
 # What a key may be good for. A route says which of them it needs; a key that names none has those of programs.
 BATCHES, INFERENCE, METRICS = "batches", "inference", "metrics"
 SCOPES = (BATCHES, INFERENCE, METRICS)
@@ -37,10 +38,10 @@ class KeyHolder(NamedTuple):
 
 
 class KeyListener(Protocol):
-    """Hears of keys that are good no more; :class:`obatchd.front.listener.Listener`."""
+    """Hears of keys and sessions that are good no more; :class:`obatchd.front.listener.Listener`."""
 
     def revoked(self, key: str) -> None:
-        """The key with this id was removed: whoever uses it at this moment is cut off."""
+        """The key or session with this id was removed: whoever uses it at this moment is cut off."""
 
 
 class KeyHolders(Protocol):
@@ -51,6 +52,49 @@ class KeyHolders(Protocol):
 
     def listen(self, listener: KeyListener) -> None:
         """Tell ``listener`` from now on."""
+
+
+class PageSession(NamedTuple):
+    """A session of the page, in which a browser stands for a user."""
+
+    id: str
+    uid: int
+    expires_at_s: float  # wall clock, for people
+
+
+class OpenedPage(NamedTuple):
+    """A session that has just begun."""
+
+    token: str  # which the page shows at each call
+    session: PageSession
+    administrator: bool
+
+
+class SessionRecords(Protocol):
+    """Writes down which sessions there were."""
+
+    async def opened(self, caller: Caller, session: str) -> None:
+        """A session with this id is about to be opened for a caller."""
+
+
+class PageSessions(Protocol):
+    """Sessions of the page."""
+
+    async def open(self, code: str, origin: Origin) -> OpenedPage:
+        """The session of a code, which is used up; raises ApiError where it is good no more, ForbiddenError where its
+        user is one whom the daemon does not answer any more."""
+
+    def holder(self, token: str) -> PageSession | None:
+        """Whose token this is; None: nobody's, or its session is over. Takes microseconds and writes nothing."""
+
+    def known(self, session: str) -> PageSession | None:
+        """A session by its id."""
+
+    def end(self, session: str) -> None:
+        """End a session at its own wish: its calls under way come to their end."""
+
+    def listen(self, listener: KeyListener) -> None:
+        """Tell ``listener`` from now on of sessions that others end."""
 
 
 class Selection(NamedTuple):
@@ -217,3 +261,4 @@ class Programs:
     models: ModelOperations
     native: NativeModels
     asking: Asking
+    sessions: PageSessions

@@ -33,6 +33,7 @@ from obatchd.engine.housekeeping import Housekeeping
 from obatchd.front.jobs import RemoteRoutes
 from obatchd.front.listener import Listener
 from obatchd.front.metrics import MetricRoutes
+from obatchd.front.page.sessions import WebSessions
 from obatchd.front.reads import LookRoutes
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
@@ -46,7 +47,7 @@ from obatchd.live.work import Work
 from obatchd.metrics.exposition import Exposition, TextFile
 from obatchd.metrics.sources import Sources, XidCounts
 from obatchd.operations.asking import Questions
-from obatchd.operations.audit import AuditQuestions, QuarantinesByRules
+from obatchd.operations.audit import AuditQuestions, PagesOpened, QuarantinesByRules
 from obatchd.operations.batches import Batches
 from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
@@ -169,7 +170,8 @@ def head(
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
     desk = Desk(Keys(work), files, Batches(work, engine, files))
     native = FleetModels(here.models, here.fleet)
-    programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk))
+    sessions = WebSessions(access, PagesOpened(work.audit))
+    programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
     host = HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
@@ -182,9 +184,7 @@ def head(
         *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),
     ]  # fmt: skip
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
-    operations = Operations(
-        jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads,
-    )  # fmt: skip
+    operations = Operations(jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions)
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 KEY_ADDED, KEY_REMOVED = "key_added", "key_removed"
+SESSION_OPENED = "session_opened"  # of the web page
 GPU_QUARANTINED, GPU_RELEASED, GPU_LENT = "gpu_quarantined", "gpu_released", "gpu_lent"
 GPU_TAKEN_BACK, GPU_SHARED, GPU_UNSHARED = "gpu_taken_back", "gpu_shared", "gpu_unshared"
 # Of jobs and files of somebody else.
@@ -18,13 +19,15 @@ MODEL_PULLED, MODEL_REMOVED = "model_pulled", "model_removed"
 BURNIN_STARTED, BURNIN_STOPPED = "burnin_started", "burnin_stopped"
 RECORDS_LOST = "records_lost"  # the disk refused for so long that not all could be kept until it took them
 KINDS = (
-    KEY_ADDED, KEY_REMOVED, GPU_QUARANTINED, GPU_RELEASED, GPU_LENT, GPU_TAKEN_BACK, GPU_SHARED, GPU_UNSHARED,
+    KEY_ADDED, KEY_REMOVED, SESSION_OPENED, GPU_QUARANTINED, GPU_RELEASED, GPU_LENT, GPU_TAKEN_BACK, GPU_SHARED,
+    GPU_UNSHARED,
     JOB_CANCELLED, JOB_REMOVED, JOB_RETRIED, JOB_PAUSED, JOB_RESUMED, FILE_REMOVED, HOST_PAUSED, HOST_RESUMED,
     HOST_DRAINED, HOST_UNDRAINED, HOST_RELOADED, SERVER_DRAINED, SERVER_RESUMED, SERVER_RESTARTED, MODEL_PULLED,
     MODEL_REMOVED, BURNIN_STARTED, BURNIN_STOPPED, RECORDS_LOST,
 )  # fmt: skip
-# Where somebody came from: the socket of obatchctl, HTTP over the network, the socket of HTTP, and nowhere.
-CONTROL, HTTP, HTTP_SOCKET, ITSELF = "control", "http", "http-socket", "obatchd"
+# Where somebody came from: the socket of obatchctl, HTTP over the network, the socket of HTTP, the page in a session of
+# its own over either of these, and nowhere.
+CONTROL, HTTP, HTTP_SOCKET, PAGE, ITSELF = "control", "http", "http-socket", "page", "obatchd"
 
 
 class AuditEntry(msgspec.Struct, kw_only=True):
@@ -34,12 +37,14 @@ class AuditEntry(msgspec.Struct, kw_only=True):
     kind: str  # of KINDS
     uid: int  # who asked for it; of what obatchd did by itself, its own
     user: str = ""  # the name of that
-    door: str  # CONTROL, HTTP, HTTP_SOCKET, ITSELF
+    door: str  # CONTROL, HTTP, HTTP_SOCKET, PAGE, ITSELF
     address: str | UnsetType = UNSET  # of the other end of HTTP; of a proxy in front, the proxy's
     pid: int | UnsetType = UNSET  # of the other end of a socket, when it connected
-    key: str | UnsetType = UNSET  # its id
+    key: str | UnsetType = UNSET  # its id, or that of the session
     key_label: str | UnsetType = UNSET
-    target: str = ""  # the id of the key, job or file, the UUID of the GPU, the server, model; empty: all of the daemon
+    target: str = (
+        ""  # the id of the key, session, job or file, the UUID of the GPU, the server, model; empty: the daemon
+    )
     owner: int | UnsetType = UNSET  # uid whose that is
     detail: str | UnsetType = UNSET  # a reason that was given, how long
     failed: str | UnsetType = UNSET  # it came to nothing, by the error of this code; what was asked stands before

@@ -64,7 +64,8 @@ def refusal(error: ApiError, *, native: bool = False) -> web.Response:
 def add_usual_headers(response: web.StreamResponse) -> None:
     """Those that every answer has."""
     response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
-    response.headers.update(_SECURE)
+    for name, value in _SECURE.items():
+        response.headers.setdefault(name, value)  # the page has a policy of its own
 
 
 def problem(error: ApiError) -> ProblemDocument:

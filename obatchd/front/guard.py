@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import pwd
 import socket
-import time
 from collections import Counter
 from urllib.parse import urlsplit
 
@@ -21,11 +20,12 @@ from attrs import define, field
 from obatchd import log
 from obatchd.control import auth
 from obatchd.control.auth import Access, Caller, Origin, Peer
-from obatchd.control.programs import KEY_PREFIX, METRICS, KeyHolders
-from obatchd.documents.audit import HTTP, HTTP_SOCKET
+from obatchd.control.programs import KEY_PREFIX, METRICS, SESSION_PREFIX, KeyHolders, PageSessions
+from obatchd.documents.audit import HTTP, HTTP_SOCKET, PAGE
 from obatchd.errors import ApiError, ConfigError
 from obatchd.front.answers import ROOM
 from obatchd.front.routes import CALLER, Route
+from obatchd.front.tries import WrongTries
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
@@ -36,7 +36,7 @@ _NOBODY = 65534  # uid
 _CALLS_OF_ONE_USER = 64  # at once
 _WAITING_OF_ONE_USER = 256  # calls that wait for a model, beside those: a program may use a whole fleet
 _BODIES_BYTES = 512 * 1024**2  # on their way in, of one user half as many
-_TOLD_S = 60.0  # between two lines in the log about wrong keys
+_OF_THE_PAGE = ("/obatchd/", "/page/", "/v1/files")  # where the token of a session counts
 _KEY = web.RequestKey("key", str)
 
 
@@ -68,6 +68,7 @@ class Guard:
     """Lets calls in."""
 
     _keys: KeyHolders
+    _sessions: PageSessions
     _settings: Current[Settings]
     _access: Access
     _calls: Counter[int] = field(factory=Counter, init=False)  # under way, by uid
@@ -75,8 +76,7 @@ class Guard:
     _bodies: Counter[int] = field(factory=Counter, init=False)
     # Calls under way that brought a key, with its id; requests have no hash.
     _with_key: dict[int, tuple[str, web.Request]] = field(factory=dict, init=False)
-    _wrong: int = field(default=0, init=False)
-    _wrong_told_s: float = field(default=float("-inf"), init=False)
+    _wrong: WrongTries = field(factory=WrongTries, init=False)
 
     def check_origin(self, request: web.Request) -> None:
         """Raises ApiError where a page of somebody else may have made the call."""
@@ -86,6 +86,8 @@ class Guard:
         if not self._is_ours(host[0], request):
             words = f"this daemon is not called {_without_port(host[0])!r}; names in [http] can have that"
             raise ApiError(words, status=421, code="wrong_host")
+        if _opens_the_page(request):
+            return
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
         if site not in (None, "same-origin", "none") or (origin is not None and _place_of(origin) != host[0]):
             raise ApiError("calls of pages of other sites are refused", status=403, code="foreign_origin")
@@ -107,8 +109,10 @@ class Guard:
         if connection is None:  # the client has gone already
             raise ApiError("the caller cannot be identified", status=403, code="forbidden")
         sent, local = _key_of(request), connection.family == socket.AF_UNIX
+        if sent.startswith(SESSION_PREFIX):
+            request[CALLER] = await self._of_page(request, sent)
         # Clients that need no key have to send something all the same.
-        if sent.startswith(KEY_PREFIX) or (sent and not local and not self._settings.value.http.keyless_owner):
+        elif sent.startswith(KEY_PREFIX) or (sent and not local and not self._settings.value.http.keyless_owner):
             request[CALLER] = await self._holder(request, sent, route)
         elif local:
             # Who runs a program is no administrator by that: it must not meet files of others.
@@ -149,6 +153,18 @@ class Guard:
         origin = Origin(door, request.remote or "", key=holder.key, key_label=holder.label)
         return Caller(holder.owner, holder.administrator and owner.is_administrator, origin)
 
+    async def _of_page(self, request: web.Request, token: str) -> Caller:
+        """Who has opened the page, with their rights of this moment."""
+        if (session := self._sessions.holder(token)) is None:
+            words = "this session of the page is over; open another one:  obatchctl web"
+            raise ApiError(words, status=401, code="invalid_session")
+        if not request.path.startswith(_OF_THE_PAGE):
+            words = "a session of the page is good for the page alone; make a key:  obatchctl key add"
+            raise ApiError(words, status=403, code="insufficient_scope")
+        user = await self._access.caller(Peer(0, session.uid, _NOBODYS_GROUP))
+        request[_KEY] = session.id
+        return user._replace(origin=Origin(PAGE, request.remote or "", key=session.id))
+
     async def _keyless(self, request: web.Request) -> Caller:
         if not (name := self._settings.value.http.keyless_owner):
             words = "You didn't provide an API key. Make one with:  obatchctl key add   and send it as a Bearer token"
@@ -160,12 +176,8 @@ class Guard:
         return Caller(owner.uid, False, Origin(HTTP, request.remote or ""))
 
     def _count_wrong(self) -> None:
-        """One line a minute: whoever tries out keys fills no disk."""
-        self._wrong += 1
-        now_s = time.monotonic()
-        if now_s - self._wrong_told_s >= _TOLD_S:
-            _log.warning("wrong_keys", calls=self._wrong)
-            self._wrong, self._wrong_told_s = 0, now_s
+        if calls := self._wrong.count():
+            _log.warning("wrong_keys", calls=calls)
 
     def enter(self, request: web.Request, route: Route) -> None:
         """A call begins, until it has to ``leave``. Raises ApiError where its user has too many under way."""
@@ -189,10 +201,16 @@ class Guard:
         self._with_key.pop(id(request), None)
 
     def cut_off(self, key: str) -> None:
-        """End the calls under way of a key that is good no more."""
+        """End the calls under way of a key or session that is good no more."""
         for its, request in list(self._with_key.values()):
             if its == key and (transport := request.transport) is not None:
                 transport.abort()
+
+
+def _opens_the_page(request: web.Request) -> bool:
+    """Whether somebody follows a link to the page, which tells nothing and does nothing; no frame may show it."""
+    goes = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return goes and request.path == "/" and request.method in ("GET", "HEAD")
 
 
 def _is_of_metrics(route: Route | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import socket
 from collections import Counter
@@ -24,7 +25,7 @@ from obatchd.control.auth import Access
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import listen
 from obatchd.documents.programs import HttpDoor
-from obatchd.errors import ApiError
+from obatchd.errors import ApiError, ControlError
 from obatchd.front.answers import as_refusal, route_of, too_large
 from obatchd.front.batches import BatchRoutes
 from obatchd.front.connections import Crowd
@@ -35,6 +36,7 @@ from obatchd.front.malformed import Calls
 from obatchd.front.models import ModelRoutes
 from obatchd.front.native.asking import NativeRoutes
 from obatchd.front.native.models import NativeModelRoutes
+from obatchd.front.page.routes import PageRoutes
 from obatchd.front.routes import CALLER, Call, Route, Table, call_of
 from obatchd.front.tls import Certificate
 from obatchd.settings.current import Current
@@ -53,6 +55,10 @@ _LINGERING_S = 2.0  # for what else comes of a call that was refused
 _BACKLOG = 128
 _GONE = 499  # a status that nobody reads
 _TCP = "http-tcp"
+_NO_PAGE = (
+    'no browser can reach the page, because obatchd listens nowhere for them. Set listen = "127.0.0.1:8434" in [http] '
+    "of its configuration, and restart it"
+)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -70,16 +76,17 @@ class Listener:
         """``path``: of the socket; ``more``: routes of others; ``calls``: counted by method, route and status."""
         self._calls = Counter[tuple[str, str, int]]() if calls is None else calls
         self._settings, self._path, self._access = settings, path, access
-        self._guard = Guard(programs.keys, settings, access)
+        self._guard = Guard(programs.keys, programs.sessions, settings, access)
         self._table = Table()
         for route in (
             *FileRoutes(programs.files).routes(), *BatchRoutes(programs.batches).routes(),
             *ModelRoutes(programs.models).routes(), *NativeModelRoutes(programs.native).routes(),
             *NativeRoutes(programs.asking, programs.native).routes(),
-            *InferenceRoutes(programs.asking, programs.native).routes(), *more,
+            *InferenceRoutes(programs.asking, programs.native).routes(), *PageRoutes(programs.sessions).routes(), *more,
         ):  # fmt: skip
             self._table.add(route)
         programs.keys.listen(self)
+        programs.sessions.listen(self)
         http = settings.value.http
         self._address = http.address(service=settings.value.access.mode == "service")
         self._certificate = Certificate(http.tls_certificate, http.tls_key) if http.tls_certificate else None
@@ -99,6 +106,18 @@ class Listener:
             return None
         of_certificate = self._certificate.problem if self._certificate is not None else ""
         return HttpDoor(str(self._address), self._certificate is not None, self._problem or of_certificate)
+
+    def page_url(self) -> str:
+        if (door := self.state()) is None or self._address is None:
+            raise ControlError(_NO_PAGE, code="no_http")
+        if door.problem:
+            raise ControlError(f"{door.problem}. The page is there, too", code="no_http")
+        place, names = self._address, self._settings.value.http.names
+        if ipaddress.ip_address(place.host).is_unspecified:
+            place = place._replace(host="::1" if ":" in place.host else "127.0.0.1")
+        # A certificate is for a name, as a rule.
+        where = f"{names[0]}:{place.port}" if names and door.tls else str(place)
+        return f"http{'s' if door.tls else ''}://{where}/"
 
     def revoked(self, key: str) -> None:
         self._guard.cut_off(key)

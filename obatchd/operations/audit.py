@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from obatchd import log
 from obatchd.control.auth import Caller
-from obatchd.documents.audit import GPU_QUARANTINED, KINDS, AuditAsked, AuditDocument, AuditEntry
+from obatchd.documents.audit import GPU_QUARANTINED, KINDS, SESSION_OPENED, AuditAsked, AuditDocument, AuditEntry
 from obatchd.errors import ConfigError, ObatchError, SpoolError
 from obatchd.gpus.monitor import MonitorListener, Quarantine
 from obatchd.live.audit import AuditLog, entry_of_itself
@@ -85,6 +85,17 @@ class AuditQuestions:
         self, caller: Caller, kind: str, target: str = "", detail: str = ""
     ) -> AbstractAsyncContextManager[None]:
         return recorded(self._audit, entry_of(caller, kind, target, detail=detail))
+
+
+@define(eq=False)
+class PagesOpened:
+    """Implements :class:`obatchd.control.programs.SessionRecords`."""
+
+    _audit: AuditLog
+
+    async def opened(self, caller: Caller, session: str) -> None:
+        rights = "administrator" if caller.is_administrator else ""
+        await self._audit.record(entry_of(caller, SESSION_OPENED, session, owner=caller.uid, detail=rights))
 
 
 @define(eq=False)

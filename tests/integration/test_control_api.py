@@ -26,6 +26,7 @@ from obatchd.control.operations import AnswersAsked, SpanAsked
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.audit import AuditAsked
+from obatchd.documents.programs import HttpDoor
 from obatchd.settings.tables.people import AccessSettings
 
 T = TypeVar("T")
@@ -182,6 +183,21 @@ async def test_the_audit_log_is_asked_by_number_time_and_kind(served: tuple[Fake
             await call(client.get, f"audit?{query}")
 
 
+async def test_a_link_to_the_page_says_where_it_leads_or_why_nowhere(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    client = ControlClient(spool)
+    nowhere = await call(client.post, "web/codes")
+    assert (nowhere["code"], nowhere["url"], nowhere["problem"]) == ("secret", None, "it listens nowhere")
+    daemon.door = HttpDoor("127.0.0.1:8434", False, "")
+    link = await call(client.post, "web/codes")
+    assert link == {
+        "schema": 1, "code": "secret", "good_for_s": 60.0, "url": "http://127.0.0.1:8434/", "problem": "",
+    }  # fmt: skip
+    assert await call(client.delete, "web/sessions") == {"schema": 1, "ended": 2}
+    uid = os.geteuid()
+    assert daemon.calls == [("code", uid), ("code", uid), ("logout", uid)]
+
+
 async def test_jobs_are_chosen_and_erased_together(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
     client = ControlClient(spool)
@@ -291,6 +307,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
             await call(client.get, "usage", **query)
     for path in ("gpus", "gpus/0", "gpu-events"):
         assert await call(client.get, path)
+    assert await call(client.post, "web/codes") and await call(client.delete, "web/sessions")
     for method, path in (
         (client.post, "drain"), (client.post, "pause"), (client.post, "reload"), (client.post, "servers/gpu0/restart"),
         (client.post, "alarms/test"),

@@ -145,6 +145,7 @@ class Desk(Street):
             audit=AuditQuestions(self.work.audit),
             metrics=self.metrics,
             reads=reads,
+            web=unused,
         )
 
     def digest_on(self, server_id: str, model: str) -> str:

@@ -415,7 +415,7 @@ async def door(tmp_path: Path, asking: Asked) -> AsyncIterator[aiohttp.ClientSes
     unused: Any = SimpleNamespace(listen=lambda listener: None)
     settings = in_force(http={"listen": ""})
     listener = Listener(
-        Programs(keys=unused, files=unused, batches=unused, models=unused, native=Models(), asking=asking),
+        Programs(unused, unused, unused, unused, native=Models(), asking=asking, sessions=unused),
         settings, tmp_path / "s", Access(settings.value.access),
     )  # fmt: skip
     await listener.start()

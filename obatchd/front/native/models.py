@@ -18,7 +18,7 @@ from obatchd.front.answers import answer
 from obatchd.front.native.asked import asked_of, name_in
 from obatchd.front.routes import Route
 
-_RUNNING = "Ollama is running"
+RUNNING = "Ollama is running"  # at /, where browsers get the page (front.page)
 _COMMANDS = {"/api/pull": "obatchctl models pull", "/api/delete": "obatchctl models rm"}
 
 
@@ -30,7 +30,7 @@ class NativeModelRoutes:
 
     def routes(self) -> list[Route]:
         programs = SCOPES_OF_PROGRAMS
-        looking = [("/", self._root, None), ("/api/version", self._version, None), ("/api/tags", self._tags, programs)]
+        looking = [("/api/version", self._version, None), ("/api/tags", self._tags, programs)]
         changing = [
             ("POST", "/api/pull"), ("DELETE", "/api/delete"), ("POST", "/api/create"), ("POST", "/api/copy"),
             ("POST", "/api/push"), ("HEAD", "/api/blobs/{digest}"), ("POST", "/api/blobs/{digest}"),
@@ -41,9 +41,6 @@ class NativeModelRoutes:
             Route("POST", "/api/show", self._show, programs),
             *(Route(method, path, self._refuse, programs, body_limit_bytes=None) for method, path in changing),
         ]
-
-    async def _root(self, request: web.Request) -> web.Response:
-        return web.Response(text=_RUNNING)
 
     async def _version(self, request: web.Request) -> web.Response:
         return answer(Version(self._native.version()))

@@ -1,0 +1,135 @@
+// A plot of some lines over time (uPlot), with the same values as a table.
+import { html, Component } from './vendor/standalone.module.js';
+import { date, number, visible } from './parts.js';
+
+const HEIGHT = 190, ROWS = 48;
+// M. A. Petroff, Accessible Color Sequences for Data Visualization, arXiv:2107.02270: the colours of the report of a burn-in.
+// On dark ground lighter ones of the same hues. After eight lines, the same colours with dashes.
+const COLOURS = {
+  light: ['#1845fb', '#ff5e02', '#c91f16', '#c849a9', '#8f8f5c', '#4fa3bd', '#578dff', '#656364'],
+  dark: ['#6f8cff', '#ff8a45', '#ff6b62', '#e07fc8', '#c3c394', '#86c8dd', '#9dbdff', '#a9a7a8'],
+};
+const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
+const darkness = matchMedia('(prefers-color-scheme: dark)');
+const values = (line) => line.values.filter((value) => value !== null && value !== undefined);
+const short = (value) => number(value, value !== null && Math.abs(value) < 10 && value % 1 ? 1 : 0);
+
+export class Plot extends Component {
+  constructor() {
+    super();
+    this.state = { table: false };
+    this.box = null;
+    this.again = () => this.make();
+  }
+
+  componentDidMount() {
+    this.observer = new ResizeObserver(() => this.fit());
+    this.observer.observe(this.box);
+    darkness.addEventListener('change', this.again);
+    this.make();
+  }
+
+  componentWillUnmount() {
+    this.observer.disconnect();
+    darkness.removeEventListener('change', this.again);
+    this.plot?.destroy();
+  }
+
+  shouldComponentUpdate(next, state) { return state !== this.state || next.lines.some((line, at) => line.values !== this.props.lines[at]?.values) || next.lines.length !== this.props.lines.length || next.at !== this.props.at; }
+
+  componentDidUpdate(before) {
+    const same = before.lines.length === this.props.lines.length && before.lines.every((line, at) => line.name === this.props.lines[at].name);
+    if (same && this.plot) this.plot.setData(this.data());
+    else this.make();
+  }
+
+  data() { return [this.props.at, ...this.props.lines.map((line) => line.values)]; }
+
+  fit() {
+    const width = Math.floor(this.box?.clientWidth || 0);
+    if (this.plot && width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: HEIGHT });
+  }
+
+  make() {
+    this.plot?.destroy();
+    const style = getComputedStyle(this.box), ink = style.getPropertyValue('--soft').trim(), rule = style.getPropertyValue('--rule').trim();
+    const font = `11px ${style.fontFamily}`;
+    const axis = { stroke: ink, font, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
+    const colours = COLOURS[darkness.matches ? 'dark' : 'light'];
+    this.plot = new uPlot({
+      width: Math.max(200, this.box.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
+      scales: { y: { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.05, high > 0 ? 0 : 1, 0.001)]) } },
+      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52 }],
+      series: [{}, ...this.props.lines.map((line, at) => {
+        const place = line.place ?? at;
+        return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false } };
+      })],
+      hooks: { draw: [(plot) => this.draw(plot, ink, font)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
+    }, this.data(), this.box);
+    this.keys(colours);
+  }
+
+  /** The marks of events: a line and its number. */
+  draw(plot, ink, font) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = ink;
+    ctx.font = font;
+    ctx.setLineDash([2, 3]);
+    let last = Infinity; // the latest come first
+    for (const { at_s: at, mark } of this.props.marks || []) {
+      const x = Math.round(plot.valToPos(at, 'x', true));
+      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      if (last - x > 16 * devicePixelRatio) ctx.fillText(String(mark), (last = x) + 2, bbox.top + 10 * devicePixelRatio);
+    }
+    ctx.restore();
+  }
+
+  /** The swatches of the legend, drawn as the lines are. */
+  keys(colours) {
+    this.legend?.querySelectorAll('line').forEach((key, at) => {
+      const place = this.props.lines[at].place ?? at;
+      key.style.stroke = colours[place % 8];
+      key.style.strokeDasharray = DASHES[Math.floor(place / 8) % DASHES.length].join(' ');
+    });
+  }
+
+  /** The values below the pointer, in the legend. */
+  told(at) {
+    this.legend?.querySelectorAll('.value').forEach((place, line) => {
+      const value = at === null || at === undefined ? null : this.props.lines[line]?.values[at];
+      place.textContent = value === null || value === undefined ? '' : ` ${short(value)}`;
+    });
+    if (this.when) this.when.textContent = at === null || at === undefined ? '' : ` at ${date(this.props.at[at] * 1000)}`;
+  }
+
+  summary() {
+    return this.props.lines.slice(0, 8).map((line) => {
+      const found = values(line);
+      return found.length ? `${line.name}: latest ${short(found.at(-1))}, from ${short(Math.min(...found))} to ${short(Math.max(...found))}` : `${line.name}: nothing known`;
+    }).join('; ');
+  }
+
+  render({ title, lines, at }, { table }) {
+    const step = Math.max(1, Math.ceil(at.length / ROWS));
+    const rows = table ? at.map((_, index) => index).filter((index) => index % step === 0 || index === at.length - 1) : [];
+    return html`<figure><figcaption>${title}<span class="quiet" ref=${(node) => { this.when = node; }}></span>
+      <button class="small" aria-expanded=${table} onClick=${() => this.setState({ table: !table })}>${table ? 'Hide the table' : 'Show as table'}<span class="unseen">: ${title}</span></button></figcaption>
+      <div class="plot" role="img" aria-label=${`${title}. ${this.summary()}`} ref=${(node) => { this.box = node; }}></div>
+      ${lines.length > 1 && html`<div class="legend" aria-hidden="true" ref=${(node) => { this.legend = node; }}>${lines.map((line) => html`<span><svg viewBox="0 0 24 6"><line x1="0" y1="3" x2="24" y2="3" /></svg>${visible(line.name)}<span class="value"></span></span>`)}</div>`}
+      ${table && html`<div class="scrolls tall" role="region" tabindex="0" aria-label=${`${title} as a table`}><table><caption class="unseen">${title}</caption>
+        <thead><tr><th scope="col">Time</th>${lines.map((line) => html`<th scope="col" class="n">${visible(line.name)}</th>`)}</tr></thead>
+        <tbody>${rows.map((row) => html`<tr key=${row}><th scope="row">${date(at[row] * 1000)}</th>${lines.map((line) => html`<td class="n">${short(line.values[row] ?? null)}</td>`)}</tr>`)}</tbody></table></div>`}</figure>`;
+  }
+}
+
+function label(at, step) {
+  const when = new Date(at * 1000), two = (value) => String(value).padStart(2, '0');
+  if (step >= 86400) return `${when.getDate()}.${when.getMonth() + 1}.`;
+  const clock = `${two(when.getHours())}:${two(when.getMinutes())}`;
+  return step < 60 ? `${clock}:${two(when.getSeconds())}` : clock;
+}
