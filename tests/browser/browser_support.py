@@ -91,11 +91,12 @@ class Browser:
         """What axe-core finds that is serious or worse."""
         found = self.run(
             """
-            await page.evaluate(require('fs').readFileSync(at.axe, 'utf8'));
+            await page.evaluate((await import('node:fs')).readFileSync(at.axe, 'utf8'));
             const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ['violations'] }));
             return violations.filter(({ impact }) => ['serious', 'critical'].includes(impact))
-              .flatMap(({ id, nodes }) => nodes.map((node) => id + ': ' + node.html.slice(0, 200) + ' ' + (node.any[0]?.message || '')));
-            """.replace("require('fs')", "(await import('node:fs'))")
+              .flatMap(({ id, nodes }) => nodes.map(({ html, any }) =>
+                `${id}: ${html.slice(0, 200)} ${any[0]?.message || ''}`));
+            """
         )
         return list(found)
 

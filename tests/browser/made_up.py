@@ -1,4 +1,4 @@
-"""A stand-in for the daemon that serves the page's real files and made-up documents: as many GPUs and jobs as a test wants.
+"""A stand-in for the daemon that serves the page's real files and made-up documents: as many GPUs and jobs as wanted.
 
 Documents are of the daemon's own types, so that they have its shapes. It is for what a daemon on this machine cannot
 show: 28 GPUs, 1,000 jobs, a silence at the right moment. Everything else is tried with a real daemon.
@@ -20,7 +20,15 @@ from aiohttp import web
 from obatchd.documents.gpus import GpuEntry, Gpus, KernelLogState
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.status import (
-    DiskState, InboxState, LoadedModel, Overview, ProbeState, QueueCounts, ServerEntry, ServerGpu, Status,
+    DiskState,
+    InboxState,
+    LoadedModel,
+    Overview,
+    ProbeState,
+    QueueCounts,
+    ServerEntry,
+    ServerGpu,
+    Status,
 )  # fmt: skip
 from obatchd.front.page.files import PageFiles
 from obatchd.front.page.routes import _POLICY
@@ -103,7 +111,7 @@ class MadeUp:
         status = Status(
             version="0.3.0", spool="/var/spool/obatch", pid=4711, started_at="2026-11-29T00:00:00Z", state="running",
             reasons=[], servers=servers, gpus=probe, notices=[],
-            queue=QueueCounts(412_000 - self.look if self.jobs else 0, min(20, self.jobs), 90_000, 502_000, 83.2 if self.jobs else 0.0),
+            queue=QueueCounts(412_000 - self.look, 20, 90_000, 502_000, 83.2) if self.jobs else QueueCounts(0, 0, 0, 0, 0.0),
             inbox=InboxState(0, [], 0, ""), disk=DiskState(812 * 10**9, -1, False), pulls=[], jobs=[],
         )  # fmt: skip
         gpus = Gpus(probe.state, probe.message, None, KernelLogState("/dev/kmsg", ""), cards)
@@ -132,7 +140,9 @@ class MadeUp:
             file = self.files.one(version, name)
             return web.Response(status=404) if file is None else _sent(file.kind, file.body)
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return web.json_response({"error": {"message": "the session is over", "code": "invalid_session"}}, status=401)
+            return web.json_response(
+                {"error": {"message": "the session is over", "code": "invalid_session"}}, status=401
+            )
         if path == "/obatchd/v1/page":
             self.look += not self.still
             body = msgspec.json.encode(self.page(int(request.query.get("jobs", "100"))))
@@ -142,7 +152,15 @@ class MadeUp:
             return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
         found = self.documents.get(path)
         if found is None:
-            empty: dict[str, Any] = {"at_s": [], "step_s": 60, "gpus": [], "servers": [], "events": [], "models": [], "runs": []}
+            empty: dict[str, Any] = {
+                "at_s": [],
+                "step_s": 60,
+                "gpus": [],
+                "servers": [],
+                "events": [],
+                "models": [],
+                "runs": [],
+            }
             return web.json_response(empty)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
