@@ -111,7 +111,7 @@ class MadeUp:
         status = Status(
             version="0.3.0", spool="/var/spool/obatch", pid=4711, started_at="2026-11-29T00:00:00Z", state="running",
             reasons=[], servers=servers, gpus=probe, notices=[],
-            queue=QueueCounts(412_000 - self.look, 20, 90_000, 502_000, 83.2) if self.jobs else QueueCounts(0, 0, 0, 0, 0.0),
+            queue=QueueCounts(*(412_000 - self.look, 20, 90_000, 502_000, 83.2) if self.jobs else (0, 0, 0, 0, 0.0)),
             inbox=InboxState(0, [], 0, ""), disk=DiskState(812 * 10**9, -1, False), pulls=[], jobs=[],
         )  # fmt: skip
         gpus = Gpus(probe.state, probe.message, None, KernelLogState("/dev/kmsg", ""), cards)
