@@ -49,7 +49,7 @@ def plan() -> Plan:
 
 
 def give_work(demo: Demo, directory: Path) -> None:
-    """Jobs of several sizes, and one with lines that are none."""
+    """Jobs of several sizes, and one with lines that are none, for which ``submit`` ends with 1."""
     chosen = random.Random(17)
     for name, count in (("reviews", 60), ("interviews", 4000), ("letters-1912", 9000), ("notes", 90)):
         path = directory / f"{name}.jsonl"
@@ -59,7 +59,7 @@ def give_work(demo: Demo, directory: Path) -> None:
         ]
         path.write_text("\n".join([*lines, *(['{"id": "torn'] * (3 if name == "notes" else 0)), ""]), "utf-8")
         subprocess.run(
-            [_command("obatchctl"), "--spool", demo.spool, "submit", path], check=True, stdout=subprocess.DEVNULL
+            [_command("obatchctl"), "--spool", demo.spool, "submit", path], check=False, stdout=subprocess.DEVNULL
         )
 
 

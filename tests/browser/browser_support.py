@@ -54,7 +54,11 @@ class Browser:
 
     def sign_in(self, link: str, view: str = "fleet") -> None:
         """Open the link of ``obatchctl web``, then a view."""
-        self.run("await page.goto(given.link); await page.waitForSelector('header')", link=link)
+        self.run("await page.goto(given.link)", link=link)
+        try:
+            self.wait("header", 20)
+        except AssertionError as error:
+            raise AssertionError(f"{self.text()}\n{self.trouble()}") from error
         self.view(view)
 
     def view(self, view: str, wait_for: str = "main h1") -> None:

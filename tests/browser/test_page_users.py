@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grp
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +13,14 @@ from typing import Any
 import pytest
 from browser_support import Browser
 from daemon_support import Daemon, free_ports, wait_for
-from test_service_users import ALICE, BOB, ROSE, SERVICE, as_user, submit
+from test_service_users import as_user, submit
 
 from obatchd.client.control import ControlClient
 
 pytestmark = pytest.mark.root
+# Users that every Debian has: two who may submit, and an administrator.
+ALICE, BOB, ROSE = ((one.pw_uid, one.pw_gid) for one in map(pwd.getpwnam, ("sync", "nobody", "games")))
+SERVICE = {"mode": "service", "submit_group": grp.getgrgid(BOB[1]).gr_name, "admin_group": "games"}
 
 
 @pytest.fixture
