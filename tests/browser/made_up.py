@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from obatchd.documents.gpus import GpuEntry, Gpus, KernelLogState
+from obatchd.documents.gpus import GpuEntry, GpuEventEntry, Gpus, KernelLogState
+from obatchd.documents.history import Column, GpuColumns, GpuHistory, HostWork, WorkHistory
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.status import (
     DiskState,
@@ -32,6 +34,7 @@ from obatchd.documents.status import (
 )  # fmt: skip
 from obatchd.front.page.files import PageFiles
 from obatchd.front.page.routes import _POLICY
+from obatchd.times import instant
 
 CODE, TOKEN = "c" * 43, "obs_made_up"
 GIB = 1024**3
@@ -86,6 +89,39 @@ def job(number: int, look: int) -> JobDocument:
     )  # fmt: skip
 
 
+def history(gpus: int, step_s: int = 120, steps: int = 720) -> tuple[GpuHistory, WorkHistory]:
+    """A day: work from eight to eight, a pause of two hours of which nothing is known, and an XID."""
+    end_s = int(time.time()) // step_s * step_s
+    at_s = [end_s - step_s * (steps - step) for step in range(steps)]
+
+    def column(low: float, high: float, seed: int) -> Column:
+        busy = [(step * step_s // 3600 + seed // 9) % 24 for step in range(steps)]
+        noise = [(step * 7919 + seed * 104729) % 97 / 97 for step in range(steps)]
+        known = [not 500 < step < 560 for step in range(steps)]
+        wanted = [
+            low + (high - low) * (0.9 + noise[n] / 10 if 6 <= busy[n] < 18 else noise[n] / 30) for n in range(steps)
+        ]
+        return [value if known[n] else None for n, value in enumerate(wanted)]
+
+    cards = [gpu(index, 0) for index in range(gpus)]
+    columns = [
+        GpuColumns(
+            card.uuid, card.index, card.name, card.serial, card.slot, card.memory_total_bytes,
+            temp_c=column(34, 60 + n % 12, n), temp_max_c=column(35, 63 + n % 12, n), power_w=column(90, 640 + n, n),
+            utilisation_percent=column(0, 99, n), memory_used_bytes=column(0, 70 * GIB, n),
+            clock_mhz=column(345, 1755, n), slowed_percent=column(0, 0, n),
+        )
+        for n, card in enumerate(cards)
+    ]  # fmt: skip
+    when_s = at_s[300] + 5.0
+    card = cards[5]
+    event = GpuEventEntry(
+        when_s, card.uuid, card.serial, card.slot, "xid", "", "79", "fallen off the bus", instant(when_s)
+    )
+    work = HostWork(*(column(0, high, 1) for high in (17_000, 80, 0.1, 400_000, 430, 0)))
+    return GpuHistory(step_s, at_s, columns, [event], False), WorkHistory(step_s, at_s, work, [])
+
+
 class MadeUp:
     """Runs in a thread. The attributes may be changed at any time."""
 
@@ -95,7 +131,10 @@ class MadeUp:
         self.still = False  # it does not grow
         self.silent = False  # connections are cut
         self.administrator = True
-        self.documents: dict[str, Any] = {}  # of other routes, by path
+        made = history(gpus) if gpus else (None, None)
+        self.documents: dict[str, Any] = {
+            f"/obatchd/v1/{name}": one for name, one in zip(("gpu-history", "work-history"), made, strict=True) if one
+        }
         self.asked: Counter[tuple[str, int]] = Counter()  # path and status
         self.url = ""
         self.files = PageFiles()

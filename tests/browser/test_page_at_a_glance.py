@@ -209,3 +209,28 @@ def test_users_see_no_button_of_administrators(browser: Browser, many: MadeUp) -
     browser.view("burnin")
     assert "for administrators" in browser.text("main")
     clean(browser, many)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_day_of_twenty_eight_gpus_is_drawn_and_can_be_read_as_a_table(
+    browser: Browser, many: MadeUp, scheme: str
+) -> None:
+    browser.context(colorScheme=scheme)
+    browser.sign_in(many.link, "history")
+    browser.wait("figure .uplot canvas >> nth=8")
+    browser.shoot(f"history-28-{scheme}", whole=True)
+    code = """
+        const lines = page.locator('figure .legend').first().locator('line');
+        return lines.evaluateAll((all) => all.map((one) => one.style.strokeDasharray));
+    """
+    dashes = browser.run(code)
+    assert len(dashes) == 28 and len(set(dashes)) == 4
+    assert "fallen off the bus" in browser.text("main")
+    described = browser.run("return page.locator('[role=img]').last().getAttribute('aria-label')")
+    assert "GPU 0: latest" in described
+    browser.run("await page.locator('button', { hasText: 'Show as table: Temperature' }).click()")
+    assert browser.run("return page.locator('figure table tbody tr').count()") in range(40, 60)
+    browser.run("await page.locator('select').selectOption(given.uuid)", uuid="GPU-00000005")
+    assert browser.run("return page.locator('figure .legend').count()") == 0
+    assert browser.findings() == []
+    clean(browser, many)

@@ -138,7 +138,7 @@ export function useLook(key, ask, everyS) {
   return { ...current, again: () => again.current() };
 }
 
-export const words = (error) => (error.name === 'AbortError' ? 'cancelled' : error.name === 'TimeoutError' || error instanceof TypeError ? 'obatchd does not answer' : error.message);
+export const words = (error) => (error.name === 'AbortError' ? 'cancelled' : error.message);
 
 /** A question before something is done that cannot be undone. */
 export function Question({ asked, close }) {
