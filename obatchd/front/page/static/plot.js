@@ -15,6 +15,8 @@ const darkness = matchMedia('(prefers-color-scheme: dark)');
 const values = (line) => line.values.filter((value) => value !== null && value !== undefined);
 const short = (value) => number(value, value !== null && Math.abs(value) < 10 && value % 1 ? 1 : 0);
 
+const amount = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(4))} k` : String(Number(value.toPrecision(4))));
+
 export class Plot extends Component {
   constructor() {
     super();
@@ -66,7 +68,7 @@ export class Plot extends Component {
     this.plot = new uPlot({
       width: Math.max(200, this.box.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
       scales: { x: { range: (_, first, last) => this.until(first, last) }, y: { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.05, high > 0 ? 0 : 1, 0.001)]) } },
-      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52 }],
+      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52, values: (_, splits) => splits.map(amount) }],
       series: [{}, ...this.props.lines.map((line, at) => {
         const place = line.place ?? at;
         return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false } };
