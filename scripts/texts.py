@@ -96,9 +96,10 @@ def messages() -> Iterator[Text]:
                 within.update(id(part) for part in (node.values if is_html else ast.walk(node)) if part is not node)
             if text := _of_html(node) if is_html else _message(node):
                 yield Text(f"{place}:{node.lineno}", text)
-    for path in sorted(PACKAGE.rglob("*.js")):
+    for path in sorted(path for path in PACKAGE.rglob("*.js") if "vendor" not in path.parts):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-            found = (match[1].replace("${", "{") for match in _IN_SCRIPT.finditer(line))
+            texts = (match[1].replace("${", "{") for match in _IN_SCRIPT.finditer(line))
+            found = (" ".join(_TAGS.sub(" ", text).split()) if _HTML.search(text) else text for text in texts)
             place = f"{path.relative_to(PACKAGE).as_posix()}:{number}"
             yield from (Text(place, text) for text in found if _TWO_WORDS.search(text))
 
