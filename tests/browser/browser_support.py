@@ -54,7 +54,11 @@ class Browser:
 
     def sign_in(self, link: str, view: str = "fleet") -> None:
         """Open the link of ``obatchctl web``, then a view."""
-        self.run("await page.goto(given.link); await page.waitForSelector('header')", link=link)
+        self.run("await page.goto(given.link)", link=link)
+        try:
+            self.wait("header", 20)
+        except AssertionError as error:
+            raise AssertionError(f"{self.text()}\n{self.trouble()}") from error
         self.view(view)
 
     def view(self, view: str, wait_for: str = "main h1") -> None:
@@ -91,11 +95,12 @@ class Browser:
         """What axe-core finds that is serious or worse."""
         found = self.run(
             """
-            await page.evaluate(require('fs').readFileSync(at.axe, 'utf8'));
+            await page.evaluate((await import('node:fs')).readFileSync(at.axe, 'utf8'));
             const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ['violations'] }));
             return violations.filter(({ impact }) => ['serious', 'critical'].includes(impact))
-              .flatMap(({ id, nodes }) => nodes.map((node) => id + ': ' + node.html.slice(0, 200) + ' ' + (node.any[0]?.message || '')));
-            """.replace("require('fs')", "(await import('node:fs'))")
+              .flatMap(({ id, nodes }) => nodes.map(({ html, any }) =>
+                `${id}: ${html.slice(0, 200)} ${any[0]?.message || ''}`));
+            """
         )
         return list(found)
 

@@ -1,4 +1,4 @@
-"""A stand-in for the daemon that serves the page's real files and made-up documents: as many GPUs and jobs as a test wants.
+"""A stand-in for the daemon that serves the page's real files and made-up documents: as many GPUs and jobs as wanted.
 
 Documents are of the daemon's own types, so that they have its shapes. It is for what a daemon on this machine cannot
 show: 28 GPUs, 1,000 jobs, a silence at the right moment. Everything else is tried with a real daemon.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,13 +18,23 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from obatchd.documents.gpus import GpuEntry, Gpus, KernelLogState
+from obatchd.documents.gpus import GpuEntry, GpuEventEntry, Gpus, KernelLogState
+from obatchd.documents.history import Column, GpuColumns, GpuHistory, HostWork, WorkHistory
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.status import (
-    DiskState, InboxState, LoadedModel, Overview, ProbeState, QueueCounts, ServerEntry, ServerGpu, Status,
+    DiskState,
+    InboxState,
+    LoadedModel,
+    Overview,
+    ProbeState,
+    QueueCounts,
+    ServerEntry,
+    ServerGpu,
+    Status,
 )  # fmt: skip
 from obatchd.front.page.files import PageFiles
 from obatchd.front.page.routes import _POLICY
+from obatchd.times import instant
 
 CODE, TOKEN = "c" * 43, "obs_made_up"
 GIB = 1024**3
@@ -78,6 +89,39 @@ def job(number: int, look: int) -> JobDocument:
     )  # fmt: skip
 
 
+def history(gpus: int, step_s: int = 120, steps: int = 720) -> tuple[GpuHistory, WorkHistory]:
+    """A day: work from eight to eight, a pause of two hours of which nothing is known, and an XID."""
+    end_s = int(time.time()) // step_s * step_s
+    at_s = [end_s - step_s * (steps - step) for step in range(steps)]
+
+    def column(low: float, high: float, seed: int) -> Column:
+        busy = [(step * step_s // 3600 + seed // 9) % 24 for step in range(steps)]
+        noise = [(step * 7919 + seed * 104729) % 97 / 97 for step in range(steps)]
+        known = [not 500 < step < 560 for step in range(steps)]
+        wanted = [
+            low + (high - low) * (0.9 + noise[n] / 10 if 6 <= busy[n] < 18 else noise[n] / 30) for n in range(steps)
+        ]
+        return [value if known[n] else None for n, value in enumerate(wanted)]
+
+    cards = [gpu(index, 0) for index in range(gpus)]
+    columns = [
+        GpuColumns(
+            card.uuid, card.index, card.name, card.serial, card.slot, card.memory_total_bytes,
+            temp_c=column(34, 60 + n % 12, n), temp_max_c=column(35, 63 + n % 12, n), power_w=column(90, 640 + n, n),
+            utilisation_percent=column(0, 99, n), memory_used_bytes=column(0, 70 * GIB, n),
+            clock_mhz=column(345, 1755, n), slowed_percent=column(0, 0, n),
+        )
+        for n, card in enumerate(cards)
+    ]  # fmt: skip
+    when_s = at_s[300] + 5.0
+    card = cards[5]
+    event = GpuEventEntry(
+        when_s, card.uuid, card.serial, card.slot, "xid", "", "79", "fallen off the bus", instant(when_s)
+    )
+    work = HostWork(*(column(0, high, 1) for high in (17_000, 80, 0.1, 400_000, 430, 0)))
+    return GpuHistory(step_s, at_s, columns, [event], False), WorkHistory(step_s, at_s, work, [])
+
+
 class MadeUp:
     """Runs in a thread. The attributes may be changed at any time."""
 
@@ -87,7 +131,10 @@ class MadeUp:
         self.still = False  # it does not grow
         self.silent = False  # connections are cut
         self.administrator = True
-        self.documents: dict[str, Any] = {}  # of other routes, by path
+        made = history(gpus) if gpus else (None, None)
+        self.documents: dict[str, Any] = {
+            f"/obatchd/v1/{name}": one for name, one in zip(("gpu-history", "work-history"), made, strict=True) if one
+        }
         self.asked: Counter[tuple[str, int]] = Counter()  # path and status
         self.url = ""
         self.files = PageFiles()
@@ -103,7 +150,7 @@ class MadeUp:
         status = Status(
             version="0.3.0", spool="/var/spool/obatch", pid=4711, started_at="2026-11-29T00:00:00Z", state="running",
             reasons=[], servers=servers, gpus=probe, notices=[],
-            queue=QueueCounts(412_000 - self.look if self.jobs else 0, min(20, self.jobs), 90_000, 502_000, 83.2 if self.jobs else 0.0),
+            queue=QueueCounts(*(412_000 - self.look, 20, 90_000, 502_000, 83.2) if self.jobs else (0, 0, 0, 0, 0.0)),
             inbox=InboxState(0, [], 0, ""), disk=DiskState(812 * 10**9, -1, False), pulls=[], jobs=[],
         )  # fmt: skip
         gpus = Gpus(probe.state, probe.message, None, KernelLogState("/dev/kmsg", ""), cards)
@@ -132,7 +179,9 @@ class MadeUp:
             file = self.files.one(version, name)
             return web.Response(status=404) if file is None else _sent(file.kind, file.body)
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return web.json_response({"error": {"message": "the session is over", "code": "invalid_session"}}, status=401)
+            return web.json_response(
+                {"error": {"message": "the session is over", "code": "invalid_session"}}, status=401
+            )
         if path == "/obatchd/v1/page":
             self.look += not self.still
             body = msgspec.json.encode(self.page(int(request.query.get("jobs", "100"))))
@@ -142,7 +191,15 @@ class MadeUp:
             return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
         found = self.documents.get(path)
         if found is None:
-            empty: dict[str, Any] = {"at_s": [], "step_s": 60, "gpus": [], "servers": [], "events": [], "models": [], "runs": []}
+            empty: dict[str, Any] = {
+                "at_s": [],
+                "step_s": 60,
+                "gpus": [],
+                "servers": [],
+                "events": [],
+                "models": [],
+                "runs": [],
+            }
             return web.json_response(empty)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 

@@ -57,16 +57,21 @@ function judged(status, text, path) {
   return body;
 }
 
-/** One call; `{status, body, etag}`. Raises Refusal, or TypeError/AbortError where no answer comes. */
+/** One call; `{status, body, etag}`. Raises Refusal, or Error where no answer comes. */
 async function call(method, path, sent, more = {}) {
   const asked = { method, headers: headers(more), cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) };
   if (sent !== undefined) {
     asked.headers['Content-Type'] = 'application/json';
     asked.body = JSON.stringify(sent);
   }
-  const answer = await fetch(path, asked);
-  const body = judged(answer.status, await answer.text(), path);
-  return { status: answer.status, body, etag: answer.headers.get('ETag') };
+  let answer, text;
+  try {
+    answer = await fetch(path, asked);
+    text = await answer.text();
+  } catch { // no connection, or no answer in time
+    throw new Error('obatchd does not answer');
+  }
+  return { status: answer.status, body: judged(answer.status, text, path), etag: answer.headers.get('ETag') };
 }
 
 const inQuery = (query) => {
@@ -91,7 +96,7 @@ export function upload(content, progress) {
     request.open('POST', '/v1/files');
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => progress(event.loaded);
-    request.onerror = () => reject(new TypeError('the connection broke off'));
+    request.onerror = () => reject(new Error('the connection broke off'));
     request.onabort = () => reject(new DOMException('cancelled', 'AbortError'));
     request.onload = () => {
       try {

@@ -138,8 +138,8 @@ export function Fleet({ page }) {
   const trouble = gpus.host ? gpus.host.message : gpus.state !== 'ok' ? gpus.message : gpus.kernel_log.problem;
   return html`${trouble && rows.length > 0 && html`<p class="is-warn">▲ ${visible(trouble)}</p>`}
     ${(rows.length > 0 || !others.length) && html`<${Table} caption="GPUs" columns=${GPUS} rows=${rows} id=${(row) => row.gpu.uuid} note=${noteOf}
-      empty=${`No GPU is here. ${trouble || ''} obatchctl doctor says why, and what to do.`} />`}
+      empty=${html`No GPU is here${trouble ? `: ${visible(trouble)}` : ''}. <code>obatchctl doctor</code> says why, and what to do.`} />`}
     ${others.length > 0 && html`<h2>${rows.length ? 'Other servers' : 'Servers'}</h2><${Table} caption="Servers" columns=${OTHERS} rows=${others} id=${(row) => row.servers[0].id} />`}
-    <p class="quiet">In a terminal: <code>obatchctl gpus</code> to quarantine, release or lend a GPU; <code>obatchctl models</code> to list, pull and remove models;
+    <p class="quiet">In a terminal: <code>obatchctl gpus</code> to quarantine, release or lend a GPU; <code>obatchctl models</code> to list, pull and remove models;${' '}
       <code>obatchctl doctor</code> to look for what is wrong.</p>`;
 }

@@ -2,7 +2,7 @@
 import { html, useState } from './vendor/standalone.module.js';
 import { get, save } from './api.js';
 import { Plot } from './plot.js';
-import { Bar, NONE, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words } from './parts.js';
+import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words } from './parts.js';
 
 const SPANS = { '1h': '1 hour', '24h': '24 hours', '48h': '48 hours', '90d': '90 days' };
 const HISTORY = [
@@ -77,8 +77,9 @@ const VERDICTS = [
   { name: 'Memory, GiB', kind: 'n wide', by: (gpu) => gpu.stress.vram_bytes, cell: (gpu) => gib(gpu.stress.vram_bytes) },
   { name: 'Output checks', kind: 'n wide', by: (gpu) => gpu.canary.mismatches, cell: (gpu) => (gpu.canary.state === 'on' ? `${number(gpu.canary.checks)}, ${number(gpu.canary.mismatches)} wrong` : NONE) },
 ];
+// Without anything to do, the action is one word.
 const reasonsOf = (gpu) => (!gpu.reasons.length ? null : html`${gpu.reasons.slice(0, 4).map((reason) => html`<span class=${reason.consequence === 'fail' ? 'is-bad' : reason.consequence === 'note' ? '' : 'is-warn'}>
-  ${reason.consequence}: ${visible(reason.text)}${reason.at ? ` (${time(reason.at)})` : ''}</span><br />`)}${gpu.action && html`<b>Next:</b> ${visible(gpu.action)}`}`);
+  ${reason.consequence}: ${visible(reason.text)}${reason.at ? ` (${time(reason.at)})` : ''}</span><br />`)}${gpu.action.includes(' ') && html`<b>Next:</b> <${Said} text=${gpu.action} />`}`);
 
 const RUNS = [
   { name: 'Run', by: (run) => run.run, cell: (run) => html`<a href=${`#/burnin/${run.run}`}>${run.run}</a>` },

@@ -44,7 +44,7 @@ const LONG = 4000;
 export function Text({ text }) {
   const [whole, setWhole] = useState(false);
   const long = text.length > LONG;
-  return html`<div class="text" dir="auto">${visible(whole || !long ? text : text.slice(0, LONG))}${long && !whole && '…'}</div>
+  return html`<div class=${`text ${whole ? 'whole' : ''}`} dir="auto" tabindex=${whole ? 0 : undefined}>${visible(whole || !long ? text : text.slice(0, LONG))}${long && !whole && '…'}</div>
     ${long && html`<button class="small" aria-expanded=${whole} onClick=${() => setWhole(!whole)}>
       ${whole ? 'Show the beginning' : `Show all of it (${number(text.length)} characters)`}</button>`}`;
 }
@@ -138,7 +138,7 @@ export function useLook(key, ask, everyS) {
   return { ...current, again: () => again.current() };
 }
 
-export const words = (error) => (error.name === 'AbortError' ? 'cancelled' : error.name === 'TimeoutError' || error instanceof TypeError ? 'obatchd does not answer' : error.message);
+export const words = (error) => (error.name === 'AbortError' ? 'cancelled' : error.message);
 
 /** A question before something is done that cannot be undone. */
 export function Question({ asked, close }) {

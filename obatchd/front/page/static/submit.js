@@ -45,6 +45,7 @@ function block(name, length, kind) {
 /** What was dropped, as drops: a file each, or a folder with the files in it. Hidden files stay out. */
 async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return [...transfer.files].map(one); // of a browser that knows no folders
   return Promise.all(entries.map(async (entry) => (entry.isFile ? one(await fileOf(entry)) : folder(entry.name, await filesIn(entry, '')))));
 }
 
