@@ -40,7 +40,8 @@ WORDS: Mapping[str, str] = {
     "child_not_started": "obatchd could not start a process of its own ({child})",
     "child_failed": "A process of obatchd failed ({child}) because of a defect of obatchd; please report this",
     "control_listening": "",
-    "http_listening": "Programs reach the API of OpenAI's kind at {address}; obatchctl key add makes a key for them",
+    "http_listening": "Programs reach the API of OpenAI's kind at {address}; obatchctl key add makes a key for them, "
+    "and obatchctl web opens the page in a browser",
     "http_not_listening": "Programs cannot reach the API at {address}",
     "http_connection_not_accepted": "A program could not be answered over HTTP",
     "nobody_told": "A call over HTTP failed after its client had gone",

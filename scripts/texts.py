@@ -52,6 +52,9 @@ _PLURAL = re.compile(
 )
 _OF_MANY = re.compile(r"(\bof|more than|fewer than|less than|at least|the last|from \d+ to|needs) $")
 
+_CODE = re.compile(r"=>|=\{|&&|\|\||=$|html$|\bclass=|aria-")
+_BETWEEN_TAGS = re.compile(r"[>}]([^<>{}`$=;]*\w [^<>{}`$=;]*)<")
+
 
 class Text(NamedTuple):
     """A text and where it is made."""
@@ -96,9 +99,13 @@ def messages() -> Iterator[Text]:
                 within.update(id(part) for part in (node.values if is_html else ast.walk(node)) if part is not node)
             if text := _of_html(node) if is_html else _message(node):
                 yield Text(f"{place}:{node.lineno}", text)
-    for path in sorted(PACKAGE.rglob("*.js")):
+    for path in sorted(path for path in PACKAGE.rglob("*.js") if "vendor" not in path.parts):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-            found = (match[1].replace("${", "{") for match in _IN_SCRIPT.finditer(line))
+            texts = (match[1].replace("${", "{") for match in _IN_SCRIPT.finditer(line))
+            found = (" ".join(_TAGS.sub(" ", text).split()) if _HTML.search(text) else text for text in texts)
+            # Of templates in templates, pieces of the code between them pass for texts; words stand between tags.
+            between = (words[1].strip() for words in _BETWEEN_TAGS.finditer(line))
+            found = (*(text for text in found if not _CODE.search(text)), *between)
             place = f"{path.relative_to(PACKAGE).as_posix()}:{number}"
             yield from (Text(place, text) for text in found if _TWO_WORDS.search(text))
 

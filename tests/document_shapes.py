@@ -46,6 +46,7 @@ LATER = frozenset(
         "prompt_tokens_reused_estimate",
         "interactive",
         "http",
+        "cost",
         "energy_j",
         "energy_percent",
         "energy_note",

@@ -10,7 +10,8 @@ from attrs import define
 
 from obatchd import errors
 from obatchd.control.answer import CALLER, answer, count_asked
-from obatchd.control.operations import Burnin, GpuOperations
+from obatchd.control.operations import AuditOperations, Burnin, GpuOperations
+from obatchd.documents.audit import BURNIN_STARTED, BURNIN_STOPPED
 from obatchd.documents.burnin import BurninRuns
 from obatchd.documents.gpus import GpuEvents
 
@@ -24,6 +25,7 @@ class GpuRoutes:
 
     _gpus: GpuOperations
     _burnin: Burnin
+    _audit: AuditOperations
 
     def for_every_caller(self) -> list[web.RouteDef]:
         return [
@@ -90,7 +92,10 @@ class GpuRoutes:
         except (msgspec.MsgspecError, UnicodeDecodeError):  # half a character, too, which cannot be kept
             reason = "the body must be a JSON object, and its texts whole characters (UTF-8)"
             raise errors.ConfigError(reason, code="bad_request") from None
-        return answer(await self._burnin.start(asked))
+        gpus = asked.get("gpus")
+        named = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
+        async with self._audit.recorded(request[CALLER], BURNIN_STARTED, detail=named and f"GPUs {named}"):
+            return answer(await self._burnin.start(asked))
 
     async def burnin_status(self, request: web.Request) -> web.Response:
         return answer(await self._burnin.status())
@@ -100,7 +105,8 @@ class GpuRoutes:
         return answer(await self._burnin.series(request.query.get("run", "latest"), points))
 
     async def _stop_burnin(self, request: web.Request) -> web.Response:
-        return answer(await self._burnin.stop("by an administrator"))
+        async with self._audit.recorded(request[CALLER], BURNIN_STOPPED):
+            return answer(await self._burnin.stop("by an administrator"))
 
     async def burnin_report(self, request: web.Request) -> web.Response:
         return answer(await self._burnin.report(request.match_info["run"]))

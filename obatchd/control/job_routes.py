@@ -72,7 +72,8 @@ class JobRoutes:
         if not re.fullmatch("[0-9]{1,10}", after := query.get("after", "0")):
             raise errors.ConfigError("after must be the number that came as next", code="bad_request")
         limit = count_asked(request, "limit", 20, _RESULTS_LIMIT)
-        asked = AnswersAsked(int(after), limit, outcome, query.get("code") or None)
+        settled = query.get("settled") == "1"
+        asked = AnswersAsked(int(after), limit, outcome, query.get("code") or None, settled)
         return answer(await self._answers.part(request[CALLER], request.match_info["job"], asked))
 
     async def act(self, request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ Every method may raise NotFoundError, and ControlError where the present state f
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -264,6 +265,7 @@ class AnswersAsked(NamedTuple):
     limit: int = 20
     outcome: str | None = None  # None: any
     code: str | None = None  # of failures; None: any
+    settled: bool = False  # also to which place nothing is missing
 
 
 class AnswerOperations(Protocol):
@@ -319,6 +321,12 @@ class AuditOperations(Protocol):
 
     async def entries(self, asked: AuditAsked) -> AuditDocument:
         """Those asked for; raises ConfigError where there is no such kind."""
+
+    def recorded(
+        self, caller: Caller, kind: str, target: str = "", detail: str = ""
+    ) -> AbstractAsyncContextManager[None]:
+        """Write down what is about to be done, of a kind of :mod:`obatchd.documents.audit`, and that it failed, where
+        it does. Most operations do so by themselves."""
 
 
 @frozen(eq=False)

@@ -198,11 +198,16 @@ def _checked_names(names: Any, descriptors: list[int]) -> list[str]:
     if not isinstance(names, list) or not 0 < len(names) <= BATCH or len(names) != len(descriptors):
         raise errors.ControlError("names and descriptors do not match", code="bad_frame")
     for name, descriptor in zip(names, descriptors, strict=True):
-        if not isinstance(name, str) or not all(map(is_file_name, parts := name.split("/"))) or len(parts) > _DEPTH:
+        if not is_path_in_folder(name):
             raise errors.ControlError("a file's name is no path in a folder", code="bad_frame")
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise errors.ControlError(f"{name} is not a regular file", code="not_a_file")
     return names
+
+
+def is_path_in_folder(name: Any) -> TypeGuard[str]:
+    """The name of a file below a folder, such as ``a/b.jsonl``."""
+    return isinstance(name, str) and all(map(is_file_name, parts := name.split("/"))) and len(parts) <= _DEPTH
 
 
 def is_file_name(name: Any) -> TypeGuard[str]:

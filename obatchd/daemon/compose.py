@@ -177,17 +177,14 @@ def head(
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
-    gpus = GpuService(policy, here.probe, work.audit)
+    gpus, audit = GpuService(policy, here.probe, work.audit), AuditQuestions(work.audit)
     reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), Histories(policy, gpus))
     routes = [
         *RemoteRoutes(jobs, models, host, files, JobFiles(work), reads.answers).routes(),
-        *LookRoutes(reads, gpus, runs).routes(), *MetricRoutes(metrics).routes(),
+        *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),
     ]  # fmt: skip
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
-    operations = Operations(
-        jobs, servers, models, gpus, runs, host, desk.keys, http, AuditQuestions(work.audit), metrics, reads,
-        sessions,
-    )  # fmt: skip
+    operations = Operations(jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions)
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),

@@ -139,10 +139,7 @@ class Completion:
         if good:
             live.count(Outcome.SUCCEEDED, len(good), sum(finished.response_tokens for finished in good))
             self._work.counters.requests[Outcome.SUCCEEDED.value] += len(good)
-        for finished in good:
-            self.energy.answered(
-                live.key, finished.server, finished.duration_s, finished.prompt_tokens, finished.response_tokens
-            )
+            self.energy.count(live, good)
         if good and live.response_files():
             records = [(finished.line, finished.record) for finished in good]
             self.publisher.responses.write([(live.outbox, records, live.text_suffix)])

@@ -57,6 +57,15 @@ class JobTotals(msgspec.Struct):
     tokens_per_j: float | None = None
 
 
+class CostSoFar(msgspec.Struct):
+    """What a job in work has cost: what was durable when the daemon ended last is in it."""
+
+    prompt_tokens: int
+    response_tokens: int
+    gpu_s: float
+    tokens_per_j: float | None  # of answers, for the tokens whose energy is known; null where it is of none
+
+
 class JobDetails(msgspec.Struct):
     """What a list of many jobs has no room for."""
 
@@ -98,6 +107,7 @@ class JobDocument(Document):
     retries: list[str] | msgspec.UnsetType = msgspec.UNSET
     label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
     held_up: str | msgspec.UnsetType = msgspec.UNSET  # why its requests wait for servers; absent where they do not
+    cost: CostSoFar | msgspec.UnsetType = msgspec.UNSET  # absent where nothing was answered yet, or the job is over
     energy_j: float | msgspec.UnsetType = msgspec.UNSET  # of GPUs, so far; absent where nothing is known yet
     totals: JobTotals | None = None  # of a job that is over, unless an earlier version finished it
     details: JobDetails | None = None  # null in lists
@@ -177,6 +187,7 @@ class JobAnswers(msgspec.Struct):
     state: str  # as of the job
     results: list[ShownAnswer]
     next: int | None  # the place to go on after; null: there are no more
+    settled: int | msgspec.UnsetType = msgspec.UNSET  # up to this place every request has its result; where it is asked
 
 
 class Submitted(msgspec.Struct):

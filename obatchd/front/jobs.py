@@ -6,10 +6,10 @@ They may change with every version: the client and the daemon have to be of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -20,7 +20,7 @@ from obatchd.control.auth import Caller
 from obatchd.control.job_routes import ACTIONS, JobRoutes
 from obatchd.control.operations import AnswerOperations, HostOperations, JobOperations, ModelOperations, Submission
 from obatchd.control.programs import BATCHES, SCOPES_OF_PROGRAMS, FileOperations, ResultFiles
-from obatchd.control.submit import TOKEN_LIMIT, is_file_name
+from obatchd.control.submit import TOKEN_LIMIT, is_file_name, is_path_in_folder
 from obatchd.documents.jobs import JobDocument, Submitted
 from obatchd.documents.models import Models
 from obatchd.errors import ApiError, ControlError, ObatchError
@@ -36,11 +36,19 @@ _LINES = "application/jsonl"
 _OF_A_JOB = ("-input", "-output", "-error")  # files of batches, which stay
 
 
-class _Asked(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a submission: ``file`` was uploaded before, and is gone when there is a job."""
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A file of a folder: uploaded before, and its path in the folder."""
 
     file: str
     name: str
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a submission: one ``file`` or those of a folder, uploaded before, and gone when there is a job."""
+
+    name: str
+    file: str = ""
+    files: list[_Part] = []
     settings: dict[str, Any] = {}
     token: str = ""  # the same whenever the client sends this submission
 
@@ -89,26 +97,26 @@ class RemoteRoutes:
         except msgspec.DecodeError as error:
             words = misfit(error) if isinstance(error, msgspec.ValidationError) else "it is no JSON"
             raise ApiError(f"the body: {words}", code="bad_request") from None
-        if asked.file.endswith(_OF_A_JOB):
-            raise ApiError("only a file that was uploaded becomes a job", code="bad_request")
-        if not is_file_name(asked.name) or len(asked.token) > TOKEN_LIMIT:
-            raise ApiError(f"name must be a file name, token have {TOKEN_LIMIT} characters at most", code="bad_request")
-        caller = request[CALLER]
-        try:
-            path: Path | None = self._files.content(caller, asked.file).path
-        except ApiError:  # which is no matter where the job of an earlier time is wanted
-            path = None
-        files = _opened(asked.name, path)
-        # Of calls that are sent again any may come first.
-        again = asked.token != ""
-        submission = Submission(asked.name, "file", caller.uid, asked.settings, files, asked.token, again)
+        _check(asked)
+        caller, parts = request[CALLER], asked.files or [_Part(asked.file, asked.name)]
+        paths = {part.name: self._path_of(caller, part.file) for part in parts}
+        again = asked.token != ""  # of calls that are sent again any may come first
+        kind: Literal["file", "folder"] = "folder" if asked.files else "file"
+        submission = Submission(asked.name, kind, caller.uid, asked.settings, _opened(paths), asked.token, again)
+        there = [part.file for part in parts if paths[part.name] is not None]
         # Half a job may not stay, and whoever asks again wants this one.
-        return answer(Submitted(await to_its_end(self._made(submission, caller, asked.file if path else None))))
+        return answer(Submitted(await to_its_end(self._made(submission, caller, there))))
 
-    async def _made(self, submission: Submission, caller: Caller, file: str | None) -> JobDocument:
-        """The job of a submission; its file is not needed any more."""
+    def _path_of(self, caller: Caller, file: str) -> Path | None:
+        try:
+            return self._files.content(caller, file).path
+        except ApiError:  # which is no matter where the job of an earlier time is wanted
+            return None
+
+    async def _made(self, submission: Submission, caller: Caller, files: Sequence[str]) -> JobDocument:
+        """The job of a submission; its files are not needed any more."""
         job = await self._jobs.submit(submission)
-        if file is not None:
+        for file in files:
             with suppress(ObatchError):  # the same was sent twice at a time; else it goes within the hour
                 await self._files.remove(caller, file)
         return job
@@ -143,12 +151,27 @@ def _whole(handler: Handler) -> Handler:
     return handle
 
 
-def _opened(name: str, path: Path | None) -> Iterator[tuple[str, int]]:
-    """The file of a submission; see :class:`Submission`. Raises ControlError where it is gone."""
-    if path is None:
-        raise ControlError("the file is not there (any more); send it again", code="no_upload")
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield name, descriptor
-    finally:
-        os.close(descriptor)
+def _check(asked: _Asked) -> None:
+    """Raises ApiError where a submission is none."""
+    if bool(asked.file) == bool(asked.files):
+        raise ApiError("give either the file of a job, or the files of a folder", code="bad_request")
+    if any(file.endswith(_OF_A_JOB) for file in (asked.file, *(part.file for part in asked.files))):
+        raise ApiError("only a file that was uploaded becomes a job", code="bad_request")
+    if not is_file_name(asked.name) or len(asked.token) > TOKEN_LIMIT:
+        raise ApiError(f"name must be a file name, token have {TOKEN_LIMIT} characters at most", code="bad_request")
+    if not all(is_path_in_folder(part.name) for part in asked.files):
+        raise ApiError("the name of a file of a folder must be its path there, such as a/b.jsonl", code="bad_request")
+    if len({part.name for part in asked.files}) < len(asked.files):
+        raise ApiError("two files of the folder have one name", code="bad_request")
+
+
+def _opened(paths: Mapping[str, Path | None]) -> Iterator[tuple[str, int]]:
+    """The files of a submission; see :class:`Submission`. Raises ControlError where one is gone."""
+    for name, path in paths.items():
+        if path is None:
+            raise ControlError("the file is not there (any more); send it again", code="no_upload")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield name, descriptor
+        finally:
+            os.close(descriptor)

@@ -9,7 +9,7 @@ from aiohttp import web
 from attrs import define
 
 from obatchd.control.gpu_routes import GpuRoutes
-from obatchd.control.operations import Burnin, GpuOperations, Reads
+from obatchd.control.operations import AuditOperations, Burnin, GpuOperations, Reads
 from obatchd.control.programs import BATCHES, SCOPES_OF_PROGRAMS
 from obatchd.control.read_routes import ReadRoutes
 from obatchd.errors import ForbiddenError
@@ -24,9 +24,14 @@ class LookRoutes:
     _reads: Reads
     _gpus: GpuOperations
     _burnin: Burnin
+    _audit: AuditOperations
 
     def routes(self) -> list[Route]:
-        reads, gpus, burnin = ReadRoutes(self._reads), GpuRoutes(self._gpus, self._burnin), f"{BELOW}/burnin"
+        reads, gpus, burnin = (
+            ReadRoutes(self._reads),
+            GpuRoutes(self._gpus, self._burnin, self._audit),
+            f"{BELOW}/burnin",
+        )
         return [
             Route("GET", f"{BELOW}/page", reads.page, (BATCHES,)),
             Route("GET", f"{BELOW}/gpus", gpus.all, SCOPES_OF_PROGRAMS),

@@ -284,6 +284,10 @@ class JobQueue:
                 return True
         return False
 
+    def has(self, profile: Profile) -> bool:
+        """Whether anything waits for ``profile``, suspects included."""
+        return profile in self._waiting.profiles() or profile in self._suspects.profiles()
+
     def at_hand(self, profile: Profile) -> bool:
         """Whether a request for ``profile`` can be taken, or is about to be read; not all in the store are."""
         return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting.of(profile))

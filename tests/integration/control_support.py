@@ -51,6 +51,7 @@ from obatchd.documents.status import (
     ServerGpu,
     Status,
 )
+from obatchd.documents.web import EndedSessions
 from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.settings.job import parse_job_settings
@@ -183,7 +184,8 @@ class FakeOperations:
     def __post_init__(self) -> None:
         parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
         reads = Reads(FakeOverviews(self), FakeAnswers(self), FakeHistory(self))
-        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self), FakeAudit(self), FakeMetrics(), reads)
+        doors = FakeKeys(self), FakeDoor(self), FakeAudit(self), FakeMetrics()
+        self.operations = Operations(*parts, *doors, reads=reads, web=FakeWeb(self))
 
 
 @dataclass
@@ -402,6 +404,11 @@ class FakeAudit:
         self.daemon.calls.append(("audit", asked))
         return AuditDocument(self.daemon.recorded, 1, "the disk is full\x1b[31m")
 
+    def recorded(
+        self, caller: Caller, kind: str, target: str = "", detail: str = ""
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
 
 @dataclass
 class FakeDoor:
@@ -411,6 +418,26 @@ class FakeDoor:
 
     def state(self) -> HttpDoor | None:
         return self.daemon.door
+
+    def page_url(self) -> str:
+        if self.daemon.door is None:
+            raise ControlError("it listens nowhere", code="no_http")
+        return f"http://{self.daemon.door.address}/"
+
+
+@dataclass
+class FakeWeb:
+    """Sessions of its page."""
+
+    daemon: FakeOperations
+
+    def code(self, caller: Caller) -> tuple[str, float]:
+        self.daemon.calls.append(("code", caller.uid))
+        return "secret", 60.0
+
+    def end_all(self, caller: Caller) -> EndedSessions:
+        self.daemon.calls.append(("logout", caller.uid))
+        return EndedSessions(2)
 
 
 class FakeMetrics:

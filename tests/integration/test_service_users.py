@@ -19,7 +19,7 @@ import pytest
 from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
 from openai import AuthenticationError, RateLimitError
 from openai import NotFoundError as NotFound
-from programs_support import CHAT, Answer, Programs, over_http, questions
+from programs_support import CHAT, FORM, Answer, Programs, multipart, over_http, questions
 
 from obatchd.client import Client as PythonClient
 from obatchd.client.control import ControlClient
@@ -204,10 +204,16 @@ def test_programs_of_two_users_have_nothing_to_do_with_each_other(make_daemon: C
             def asked(method: str, path: str, body: Any = None, key: str = key) -> Answer:
                 return found.call(method, f"/obatchd/v1/{path}", body, Authorization=f"Bearer {key}")
 
-            for path in (f"jobs/{job}", *(f"jobs/{job}/files/{name}" for name in ("results.jsonl", "so-far.jsonl"))):
+            parts = ("failures", "results", *(f"files/{name}" for name in ("results.jsonl", "so-far.jsonl")))
+            for path in (f"jobs/{job}", *(f"jobs/{job}/{part}" for part in parts)):
                 assert asked("GET", path).status == status, path
             assert len(asked("GET", "jobs").document["jobs"]) == (status == 200)
+            page = asked("GET", "page?fresh=1")
+            assert (job in page.body.decode()) is (status == 200)
+            assert len(page.document["jobs"]) == (status == 200)
+            assert asked("GET", "burnin/series").status == (404 if key == over_all else 403)
             if status == 404:
+                assert asked("DELETE", f"jobs/{job}").status == 404
                 assert {asked("POST", f"jobs/{job}/{act}", {}).status for act in ("cancel", "pause", "retry")} == {404}
                 sent = asked("POST", "jobs", {"file": file, "name": "hers.jsonl", "settings": {}, "token": "t"})
                 assert (sent.status, sent.document["error"]["code"]) == (409, "no_upload")
@@ -319,9 +325,62 @@ def test_metrics_are_for_administrators(make_daemon: Callable[..., Daemon]) -> N
         shutil.rmtree(spool, ignore_errors=True)
 
 
-def over_socket(found: Programs, path: str) -> int:
+def test_the_page_of_each_user_shows_their_own_and_goes_by_their_groups(make_daemon: Callable[..., Daemon]) -> None:
+    spool = Path(tempfile.mkdtemp(prefix="obatch-page-"))
+    spool.chmod(0o755)
+    first, second, admin = ((one.pw_uid, one.pw_gid) for one in map(pwd.getpwnam, ("sync", "nobody", "games")))
+    access = {"mode": "service", "submit_group": grp.getgrgid(second[1]).gr_name, "admin_group": "games"}
+    found = over_http(make_daemon, {"access": access, "servers": {"base_port": free_ports(2)}}, spool=spool)
+    try:
+        found.d.start().ready()
+        client, found._key = ControlClient(spool), "none"
+        with pytest.raises(ForbiddenError):
+            as_user(EVE, lambda: client.post("web/codes"))
+        token = {}
+        for user, is_administrator in ((first, False), (second, False), (admin, True)):
+            code = as_user(user, lambda: client.post("web/codes"))["code"]
+            session = found.call("POST", "/page/session", {"code": code}, Authorization="").document
+            assert (session["uid"], session["administrator"]) == (user[0], is_administrator)
+            assert session["user"] == pwd.getpwuid(user[0]).pw_name
+            token[user] = session["token"]
+
+        def asked(user: tuple[int, int], method: str, path: str, body: Any = None, **headers: str) -> Answer:
+            return found.call(method, path, body, Authorization=f"Bearer {token[user]}", **headers)
+
+        form = multipart(("purpose", None, b"batch"), ("file", "drop", jsonl(prompts(2, "secret"))))
+        file = asked(first, "POST", "/v1/files", form, Content_Type=FORM).document["id"]
+        body = {"file": file, "name": "mine.jsonl", "token": "t"}
+        assert asked(second, "POST", "/obatchd/v1/jobs", body).status == 409
+        assert asked(second, "DELETE", f"/v1/files/{file}").status == 404
+        job = asked(first, "POST", "/obatchd/v1/jobs", body).document["job"]["job"]
+        assert asked(first, "GET", f"/obatchd/v1/jobs/{job}").document["owner"] == first[0]
+        wait_for(lambda: asked(first, "GET", f"/obatchd/v1/jobs/{job}").document["state"] == "done")
+        for user, status in ((first, 200), (second, 404), (admin, 200)):
+            assert asked(user, "GET", f"/obatchd/v1/jobs/{job}").status == status
+            assert asked(user, "GET", f"/obatchd/v1/jobs/{job}/files/results.jsonl").status == status
+            assert len(asked(user, "GET", "/obatchd/v1/jobs").document["jobs"]) == (status == 200)
+        for act in ("cancel", "pause", "retry"):
+            assert asked(second, "POST", f"/obatchd/v1/jobs/{job}/{act}", {}).status == 404
+        assert asked(second, "GET", "/obatchd/v1/jobs?owner=all").status == 403
+        # On the socket, the token says who it is, and not who carries it there.
+        carried = as_user(second, lambda: over_socket(found, f"/obatchd/v1/jobs/{job}", token[admin]))
+        assert carried == 200 and as_user(admin, lambda: over_socket(found, f"/obatchd/v1/jobs/{job}")) == 404
+        # One user's logout is nobody else's.
+        assert as_user(second, lambda: client.delete("web/sessions"))["ended"] == 1
+        assert [asked(user, "GET", "/page/session").status for user in (first, second, admin)] == [200, 401, 200]
+        rows = as_user(admin, lambda: client.get("audit", kind="session"))["entries"]
+        assert [(row["uid"], row["door"], row.get("detail")) for row in rows] == [
+            (first[0], "page", None), (second[0], "page", None), (admin[0], "page", "administrator"),
+        ]  # fmt: skip
+    finally:
+        found.d.clean()
+        shutil.rmtree(spool, ignore_errors=True)
+
+
+def over_socket(found: Programs, path: str, token: str = "") -> int:
     """The status of a plain call on the socket."""
+    bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(found.socket_path))
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{bearer}Connection: close\r\n\r\n".encode())
         return int(connection.recv(1000).split()[1])

@@ -739,9 +739,18 @@ async def test_a_request_that_wants_no_stream_gives_its_first_sign_alone(wire: W
     made = Pieces(chunk("be"), chunk("cause"), END)
     async with serving(made.chat) as url:
         wire.feed(configure(url), PEOPLE, people(7, stream=False))
-        made.go(3)
+        made.go()
+        await wire.until(lambda: pieces_of(wire))
+        made.go(2)
         await wire.until(wire.results)
     assert pieces_of(wire) == [protocol.TokenItem(0, 7, 1)]
+
+
+async def test_an_answer_that_comes_at_once_is_all_that_is_told(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), PEOPLE, people(7, stream=False))
+    await wire.until(wire.results)
+    assert [type(message) for message in wire.sent] == [protocol.Hello, protocol.Results]
 
 
 async def test_a_batch_sends_no_pieces(server: Server, wire: Wire) -> None:

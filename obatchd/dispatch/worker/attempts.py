@@ -185,7 +185,8 @@ class Attempts:
         held = together[0][0]
         requests = [request for _, request in together]
         try:
-            found = await embed(self.client.embed, requests, self.jobs[held.item.job], held.offer)
+            context = self.jobs[held.item.job]
+            found = await embed(self.client.embed, requests, context, held.offer, self.server.version)
         except asyncio.CancelledError:
             found = [Vectors(Answer(fault=_given_up(held)), {})] * len(together)
         self._listener.token(held)

@@ -118,7 +118,7 @@ class WebSessions:
         now_s = self._now_s()
         self._sessions = {hashed: one for hashed, one in self._sessions.items() if one.until_s > now_s}
         mine = [hashed for hashed, one in self._sessions.items() if one.told.uid == uid]
-        for hashed in mine[: len(mine) + 1 - _SESSIONS_OF_ONE_USER]:
+        for hashed in mine[: max(0, len(mine) + 1 - _SESSIONS_OF_ONE_USER)]:
             self._drop(hashed)
 
     def _drop(self, hashed: bytes) -> None:

@@ -10,7 +10,7 @@ from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.owed import Owed, owed_for
 from obatchd.jobs.store.programs import BatchRow, FileRow, KeyRow, ProgramStore
 from obatchd.jobs.store.request_index import unanswered_record
-from obatchd.jobs.store.rows import LINE_MASK, REFUSED_LANE, AttemptRow, EnergyRow, IndexedChunk, LaneRow, ResultRow
+from obatchd.jobs.store.rows import LINE_MASK, REFUSED_LANE, AttemptRow, CostRow, IndexedChunk, LaneRow, ResultRow
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
@@ -25,7 +25,7 @@ __all__ = [
     "REFUSED_LANE",
     "AttemptRow",
     "BatchRow",
-    "EnergyRow",
+    "CostRow",
     "Facts",
     "FailureRow",
     "FileRow",

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
@@ -17,7 +18,7 @@ from obatchd.jobs.store.rows import (
     LINE_MASK,
     REFUSED_LANE,
     AttemptRow,
-    EnergyRow,
+    CostRow,
     IndexedChunk,
     LaneRow,
     ResultRow,
@@ -27,8 +28,13 @@ from obatchd.jobs.store.rows import (
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.job import FrozenSettings
 
-# Made when it is first needed, as families is: an older obatchd passes over it, so no file is copied at an upgrade.
+# These are made when they are first needed, as families is: an older obatchd passes over them, so no file is copied at
+# an upgrade.
 _ENERGY = "CREATE TABLE IF NOT EXISTS energy (job INTEGER PRIMARY KEY, energy_j REAL NOT NULL, tokens REAL NOT NULL)"
+_COST = (
+    "CREATE TABLE IF NOT EXISTS cost (job INTEGER PRIMARY KEY, gpu_s REAL NOT NULL, prompt_tokens INTEGER NOT NULL,"
+    " response_tokens INTEGER NOT NULL)"
+)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY, name TEXT NOT NULL, indexed_line INTEGER NOT NULL DEFAULT 0,
@@ -128,7 +134,7 @@ class Segment(Database):
     # Results.
 
     def write_results(
-        self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow], energy: Sequence[EnergyRow] = ()
+        self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow], costs: Sequence[CostRow] = ()
     ) -> set[tuple[int, int]]:
         """Record outcomes, attempts and sums; see :func:`~obatchd.jobs.store.request_index.write_results`."""
         with self._lock, transaction(self._database) as cursor:
@@ -137,10 +143,13 @@ class Segment(Database):
                 " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
                 [(request_key(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
             )
-            if energy:
+            if costs:
                 cursor.execute(_ENERGY)
-                sums = [(e.job, e.energy_j, e.tokens) for e in energy]
-                cursor.executemany("INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", sums)
+                energy = [(cost.job, cost.energy_j, cost.energy_tokens) for cost in costs]
+                cursor.executemany("INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", energy)
+                cursor.execute(_COST)
+                others = [(cost.job, cost.gpu_s, cost.prompt_tokens, cost.response_tokens) for cost in costs]
+                cursor.executemany("INSERT OR REPLACE INTO cost VALUES (?, ?, ?, ?)", others)
             return write_results(cursor, results)
 
     def end_pending(
@@ -204,6 +213,16 @@ class Segment(Database):
         rows = self._rows("SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", job)
         return Counter(dict(rows))
 
+    def cost(self, job: int) -> CostRow:
+        """What a job has cost, as it was kept with its latest results; an earlier version kept the energy alone."""
+        energy = self._kept(job, "energy", "energy_j, tokens") or (0.0, 0.0)
+        others = self._kept(job, "cost", "gpu_s, prompt_tokens, response_tokens") or (0.0, 0, 0)
+        return CostRow(job, *energy, *others)
+
+    def _kept(self, job: int, table: str, columns: str) -> tuple[Any, ...] | None:
+        rows = self._rows(f"SELECT {columns} FROM {table} WHERE job = ?", job) if self._present(table) else []
+        return rows[0] if rows else None
+
     def failures(self, job: int) -> list[FailureRow]:
         """Why requests of a job have no answer, the most frequent cause first."""
         answered = Outcome.SUCCEEDED.value
@@ -213,12 +232,6 @@ class Segment(Database):
         kept = bool(self._present("failures"))
         with self._own_reader() as reader:
             return failures_of(reader, job, unanswered, kept=kept)
-
-    def energy(self, job: int) -> EnergyRow:
-        """The energy for a job, as it was kept with its latest results."""
-        kept = self._present("energy")
-        rows = self._rows("SELECT job, energy_j, tokens FROM energy WHERE job = ?", job) if kept else []
-        return EnergyRow(*rows[0]) if rows else EnergyRow(job, 0.0, 0.0)
 
     def last_finished(self, job: int, lane: int) -> int:
         """The greatest line of a lane that has a result; 0 where none has."""
@@ -275,6 +288,19 @@ class Segment(Database):
             )
             for request, outcome, record in cursor:
                 yield request & LINE_MASK, Outcome(outcome), record
+
+    def settled(self, job: int, after_line: int = 0) -> int:
+        """The last line, above ``after_line``, to which every request has its result."""
+        low, high = request_key(job, after_line), keys_of(job)[1]
+        reached, indexed = self.job_progress(job)
+        rows = self._seen(
+            "SELECT request FROM requests WHERE request > ? AND request < ?"
+            " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) ORDER BY request LIMIT 1",
+            *(low, high),
+        )
+        if rows:
+            return int(rows[0][0] & LINE_MASK) - 1
+        return LINE_MASK if indexed else max(after_line, reached)
 
     @contextmanager
     def _own_reader(self) -> Iterator[sqlite3.Connection]:

@@ -18,8 +18,8 @@ from obatchd.documents.jobs import JobAnswers, ShownAnswer
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError
 from obatchd.jobs.formats.request import request_prompt
-from obatchd.jobs.model import Outcome, repeated_line, written_line
-from obatchd.jobs.store import JobRow
+from obatchd.jobs.model import JobState, Outcome, repeated_line, written_line
+from obatchd.jobs.store import LINE_MASK, JobRow
 from obatchd.operations.jobs import JobCommands
 from obatchd.results.rows import ResultSet, line_of
 
@@ -49,8 +49,15 @@ class JobAnswerPages:
 
     async def part(self, caller: Caller, job_id: str, asked: AnswersAsked) -> JobAnswers:
         row = self._jobs.find(caller, job_id)
+        # What is settled now is among the results that are looked up after it.
+        settled = await asyncio.to_thread(self._settled, row, asked.after) if asked.settled else UNSET
         results, after = await asyncio.to_thread(self._part, row, asked)
-        return JobAnswers(row.job, self._jobs.state_of(row), results, after)
+        return JobAnswers(row.job, self._jobs.state_of(row), results, after, settled)
+
+    def _settled(self, row: JobRow, after: int) -> int:
+        store = self._engine.store
+        over = row.finished_s is not None or not store.keeps(row)
+        return LINE_MASK if over else store.of(row).settled(row.key, after)
 
     def _part(self, row: JobRow, asked: AnswersAsked) -> tuple[list[ShownAnswer], int | None]:
         """The results, and the place of the last one where more follow."""
@@ -76,7 +83,7 @@ class JobAnswerPages:
                 yield from ((line, outcome.value, record) for line, outcome, record in kept)
             return
         path = self._engine.layout.outbox_dir(row.job, row.name, row.owner)
-        if row.finished_s is None:
+        if row.state is not JobState.DONE:
             return
         if not (path / "summary.json").is_file():
             words = f"the answers of job {row.job} are not kept any more: its outbox is gone, too"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from attrs import define, field
 from msgspec import UNSET
 
 from obatchd.control.operations import SpanAsked
-from obatchd.documents.gpus import GpuEventEntry
+from obatchd.documents.gpus import GpuEvent
 from obatchd.documents.history import GpuColumns, GpuHistory, HostWork, ServerWorked, WorkHistory
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError
@@ -24,6 +24,7 @@ from obatchd.tasks import TaskOwner, TaskSet
 
 _MOST_EVENTS = 1000
 _LOOK_S = 10.0
+_OLD_S = 15.0
 T = TypeVar("T")
 
 
@@ -33,6 +34,8 @@ class Histories:
 
     _policy: GpuPolicy
     _gpus: GpuService
+    _kept: dict[Hashable, Any] = field(factory=dict, init=False)  # columns that were read a moment ago, for other tabs
+    _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
 
     async def gpus(self, asked: SpanAsked, name: str | None) -> GpuHistory:
         history, uuid = self._policy.watch.history, self._gpus.find(name) if name else None
@@ -40,11 +43,11 @@ class Histories:
         serial = tracks[uuid].identity.serial if uuid else ""
         grid = history.grid(*asked)
 
-        def look() -> tuple[list[CardColumns], list[GpuEventEntry]]:
-            events = history.events(uuid, _MOST_EVENTS + 1, serial, since_s=asked.since_s, until_s=asked.until_s)
-            return history.cards(grid, uuid), list(map(told, events))
+        def look() -> list[GpuEvent]:
+            return history.events(uuid, _MOST_EVENTS + 1, serial, since_s=asked.since_s, until_s=asked.until_s)
 
-        cards, events = await _read(look)
+        cards = await self._columns(("cards", grid, uuid), lambda: history.cards(grid, uuid))
+        events = [told(event) for event in await _read(look)]
         columns = sorted(map(self._card, cards), key=lambda card: (card.index is None, card.index or 0, card.uuid))
         return GpuHistory(grid.step_s, grid.at_s, columns, events[-_MOST_EVENTS:], len(events) > _MOST_EVENTS)
 
@@ -64,11 +67,22 @@ class Histories:
     async def work(self, asked: SpanAsked) -> WorkHistory:
         history = self._policy.watch.history
         grid = history.grid(*asked)
-        found = await _read(lambda: history.work(grid))
+        found = await self._columns(("work", grid), lambda: history.work(grid))
         unknown = {name: [None] * grid.steps for name in HostWork.__struct_fields__}
-        host = HostWork(**found.pop("", unknown))
-        servers = [ServerWorked(name, columns["tokens_per_s"], columns["in_flight"]) for name, columns in found.items()]
+        host = HostWork(**found.get("", unknown))
+        servers = [
+            ServerWorked(name, columns["tokens_per_s"], columns["in_flight"]) for name, columns in found.items() if name
+        ]
         return WorkHistory(grid.step_s, grid.at_s, host, servers)
+
+    async def _columns(self, key: Hashable, look: Callable[[], T]) -> T:
+        """What ``look`` reads, or read some seconds ago: one at a time, for months of many GPUs take a second."""
+        async with self._turn:
+            if key not in self._kept:
+                self._kept[key] = await _read(look)
+                asyncio.get_running_loop().call_later(_OLD_S, self._kept.pop, key, None)
+            found: T = self._kept[key]
+            return found
 
 
 @define(eq=False)

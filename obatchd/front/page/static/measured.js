@@ -77,8 +77,9 @@ const VERDICTS = [
   { name: 'Memory, GiB', kind: 'n wide', by: (gpu) => gpu.stress.vram_bytes, cell: (gpu) => gib(gpu.stress.vram_bytes) },
   { name: 'Output checks', kind: 'n wide', by: (gpu) => gpu.canary.mismatches, cell: (gpu) => (gpu.canary.state === 'on' ? `${number(gpu.canary.checks)}, ${number(gpu.canary.mismatches)} wrong` : NONE) },
 ];
+// Without anything to do, the action is one word.
 const reasonsOf = (gpu) => (!gpu.reasons.length ? null : html`${gpu.reasons.slice(0, 4).map((reason) => html`<span class=${reason.consequence === 'fail' ? 'is-bad' : reason.consequence === 'note' ? '' : 'is-warn'}>
-  ${reason.consequence}: ${visible(reason.text)}${reason.at ? ` (${time(reason.at)})` : ''}</span><br />`)}${gpu.action && gpu.action !== 'None.' && html`<b>Next:</b> <${Said} text=${gpu.action} />`}`);
+  ${reason.consequence}: ${visible(reason.text)}${reason.at ? ` (${time(reason.at)})` : ''}</span><br />`)}${gpu.action.includes(' ') && html`<b>Next:</b> <${Said} text=${gpu.action} />`}`);
 
 const RUNS = [
   { name: 'Run', by: (run) => run.run, cell: (run) => html`<a href=${`#/burnin/${run.run}`}>${run.run}</a>` },
