@@ -30,6 +30,7 @@ export async function signIn(fragment) {
 export async function signOut() {
   try {
     await call('DELETE', '/page/session');
+  } catch { // it ends by itself, at the latest with the daemon or after twelve hours
   } finally {
     forget();
   }
@@ -58,8 +59,8 @@ function judged(status, text, path) {
 }
 
 /** One call; `{status, body, etag}`. Raises Refusal, or Error where no answer comes. */
-async function call(method, path, sent, more = {}) {
-  const asked = { method, headers: headers(more), cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) };
+async function call(method, path, sent, more = {}, within = ANSWER_MS) {
+  const asked = { method, headers: headers(more), cache: 'no-store', signal: AbortSignal.timeout(within) };
   if (sent !== undefined) {
     asked.headers['Content-Type'] = 'application/json';
     asked.body = JSON.stringify(sent);
@@ -80,7 +81,7 @@ const inQuery = (query) => {
 };
 
 export const get = async (path, query) => (await call('GET', BELOW + path + inQuery(query))).body;
-export const post = async (path, sent) => (await call('POST', BELOW + path, sent)).body;
+export const post = async (path, sent, within) => (await call('POST', BELOW + path, sent, {}, within)).body;
 export const erase = async (path) => (await call('DELETE', BELOW + path)).body;
 
 /** The document of the page; null where it is the same as the one with `etag`. */

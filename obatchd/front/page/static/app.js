@@ -8,11 +8,11 @@ import { Submit } from './submit.js';
 import { Burnin, History } from './measured.js';
 import { State, counted, number, rate, size, time, visible, words } from './parts.js';
 
-const SHOWN_S = 2, HIDDEN_S = 10, STALE_MS = 7000;
+const SHOWN_S = 2, HIDDEN_S = 10, STALE_MS = 7000, SLOW_MS = 5000;
 const VIEWS = { fleet: 'Fleet', jobs: 'Jobs', submit: 'Submit', history: 'History', burnin: 'Burn-in' };
 const FEW = 20, MANY = 100;
 
-const now = { document: null, etag: null, at: 0, problem: '', problemAt: 0, limit: MANY, owner: '', refused: '' };
+const now = { document: null, etag: null, at: 0, problem: '', asked: 0, limit: MANY, owner: '', refused: '' };
 let timer, running = false, wanted = false;
 
 /** The fresh document, with the objects of the old one wherever they are equal, so that only what changed is drawn anew. */
@@ -38,13 +38,13 @@ async function poll(fresh) {
   if (running) return void (wanted = wanted || fresh);
   if (!token()) return;
   running = true;
+  now.asked = Date.now();
   const jobs = place().view === 'jobs' ? now.limit : FEW;
   try {
     const found = await look({ jobs, owner: now.owner, fresh: fresh ? 1 : null }, now.etag);
     if (found) take(found);
     Object.assign(now, { at: Date.now(), problem: '' });
   } catch (error) {
-    if (!now.problem) now.problemAt = Date.now();
     now.problem = words(error);
   }
   running = false;
@@ -133,7 +133,8 @@ function Page({ at }) {
     if (shown.current !== `${at.view}/${at.which}`) main.current.focus();
     shown.current = `${at.view}/${at.which}`;
   }, [at.view, at.which]);
-  const stale = Date.now() - now.at > STALE_MS * (document.hidden ? 3 : 1) && now.problem !== '';
+  const silent = now.problem !== '' || (running && Date.now() - now.asked > SLOW_MS); // not where a tab only slept
+  const stale = silent && Date.now() - now.at > STALE_MS * (document.hidden ? 3 : 1);
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>To the content</a>
     <${Head} view=${at.view} stale=${stale} /><main id="main" ref=${main} tabindex="-1" class=${stale ? 'old' : ''}>
     <h1 class="unseen">${VIEWS[at.view]}</h1><${View} ...${at} /></main>`;
@@ -148,7 +149,7 @@ function SignedOut() {
   return html`<main class="alone"><h1>obatchd</h1><p>Nobody is signed in here${now.document ? ' any more: a restart of obatchd or twelve hours ended it' : ''}.
     In a terminal on the host, type</p><p><code class="command">obatchctl web</code></p><p>and open the link that it prints. It works once, within a minute.</p>
     ${now.refused && html`<p class="is-bad" role="alert">${now.refused}</p>`}
-    <form onSubmit=${given}><label>Or paste the link here <input name="link" type="text" autocomplete="off" required placeholder="http://…/page/#…" /></label> <button>Sign in</button></form></main>`;
+    <form onSubmit=${given}><label>Or paste the link here <input name="link" type="text" autocomplete="off" required placeholder="http://…/#…" /></label> <button>Sign in</button></form></main>`;
 }
 
 function draw() {

@@ -6,6 +6,7 @@ import { counted, size, useLook, visible, words } from './parts.js';
 const SAMPLE = 20;
 const BLOCK = 512;
 const MOST_FILES = 10000;
+const ACCEPTED_MS = 120000, TRIES = 5, BETWEEN_MS = 2000;
 
 /** A folder as one tar archive. Its parts stay where they are on the disk: nothing is read before it is sent. */
 export function packed(files) {
@@ -89,6 +90,20 @@ function settingsOf(form) {
   return settings;
 }
 
+/** The job of a file that was sent. Its token makes it one job, however often an answer is lost and this is said again. */
+async function accepted(asked) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return (await post('/jobs', asked, ACCEPTED_MS)).job.job;
+    } catch (error) {
+      if (error.status || tries === TRIES) throw error; // a refusal is an answer
+    }
+    await new Promise((resolve) => setTimeout(resolve, BETWEEN_MS));
+  }
+}
+
+const secret = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+
 const drops = { list: [], sending: null }; // they outlive a look at another view
 
 export function Submit({ again }) {
@@ -109,8 +124,8 @@ export function Submit({ again }) {
   };
   const drop = (event) => { event.preventDefault(); setOver(false); take(dropped(event.dataTransfer)); };
 
-  const send = async (drop, settings) => {
-    Object.assign(drop, { state: 'sending', sent: 0, problem: '', settings });
+  const send = async (drop, settings, token = secret()) => {
+    Object.assign(drop, { state: 'sending', sent: 0, problem: '', settings, token });
     draw();
     try {
       const sending = upload(drop.content, (bytes) => { drop.sent = Math.min(bytes, drop.bytes); draw(); });
@@ -118,9 +133,7 @@ export function Submit({ again }) {
       const file = await sending.done;
       drop.state = 'accepting';
       draw();
-      const token = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
-      const { job } = await post('/jobs', { file, name: drop.name, settings, token });
-      Object.assign(drop, { state: 'done', job: job.job });
+      Object.assign(drop, { job: await accepted({ file, name: drop.name, settings, token }), state: 'done' });
       again();
     } catch (error) {
       Object.assign(drop, { state: error.name === 'AbortError' ? 'cancelled' : 'refused', problem: words(error) });
@@ -137,6 +150,7 @@ export function Submit({ again }) {
     const { sample, ...settings } = drop.settings;
     return send(drop, { ...settings, skip_done: drop.job });
   };
+  const anew = (drop) => send(drop, drop.settings, drop.token); // the job of an answer that was lost is found by it
   const ready = drops.list.filter(({ state }) => state === 'chosen').length;
   return html`<form ref=${form} class="submit" onSubmit=${submit}>
     <div class=${`zone ${over ? 'over' : ''}`} onDragOver=${(event) => { event.preventDefault(); setOver(true); }} onDragLeave=${() => setOver(false)} onDrop=${drop}>
@@ -145,7 +159,7 @@ export function Submit({ again }) {
       <label class="button">A folder … <input type="file" webkitdirectory onChange=${(event) => { take(chosen(event.target.files)); event.target.value = ''; }} /></label></p>
       <p class="quiet">JSON Lines, CSV, text, workbooks, archives: all that <code>obatchctl submit</code> takes. A file is a job, a folder is one job.</p></div>
     ${problem && html`<p class="is-bad" role="alert">${problem}</p>`}
-    ${drops.list.length > 0 && html`<ul class="drops">${drops.list.map((drop) => html`<${Drop} key=${drop.key} drop=${drop} sent=${drop.sent} whole=${whole} busy=${drops.sending !== null} />`)}</ul>`}
+    ${drops.list.length > 0 && html`<ul class="drops">${drops.list.map((drop) => html`<${Drop} key=${drop.key} drop=${drop} sent=${drop.sent} whole=${whole} anew=${anew} busy=${drops.sending !== null} />`)}</ul>`}
     <fieldset><legend>Settings <span class="quiet">left empty: as the drop or the daemon has them</span></legend><div class="fields">
       <label>Model <input name="model" list="models" autocomplete="off" /></label><datalist id="models">${(models?.models || []).map(({ name }) => html`<option value=${name} />`)}</datalist>
       <label>Label <input name="label" maxlength="100" autocomplete="off" /></label>
@@ -160,7 +174,7 @@ export function Submit({ again }) {
     <p><button class="main" disabled=${!ready || drops.sending !== null}>Submit${ready ? ` ${counted(ready, 'job')}` : ''}</button></p></form>`;
 }
 
-function Drop({ drop, whole, busy }) {
+function Drop({ drop, whole, anew, busy }) {
   const { state } = drop;
   return html`<li><b>${visible(drop.name)}</b> <span class="quiet">${drop.words}</span>
     ${state === 'sending' && html`<progress max=${drop.bytes || 1} value=${drop.sent} aria-label=${`Sent of ${drop.name}`}></progress> ${size(drop.sent)} of ${size(drop.bytes)}
@@ -169,5 +183,6 @@ function Drop({ drop, whole, busy }) {
     ${state === 'done' && html`<span role="status">● <a href=${`#/jobs/${drop.job}`}>job ${drop.job}</a>${drop.settings.sample ? ` tries ${SAMPLE} of it` : ''}</span>
       ${drop.settings.sample && html` <button type="button" class="small" disabled=${busy} onClick=${() => whole(drop)}>Run all of it</button>`}`}
     ${state === 'empty' && html`<span class="is-bad">no file is in it</span>`}
-    ${(state === 'refused' || state === 'cancelled') && html`<span class=${state === 'refused' ? 'is-bad' : ''} role="status">${state}${state === 'refused' ? `: ${visible(drop.problem)}` : ''}</span>`}</li>`;
+    ${(state === 'refused' || state === 'cancelled') && html`<span class=${state === 'refused' ? 'is-bad' : ''} role="status">${state}${state === 'refused' ? `: ${visible(drop.problem)}` : ''}</span>
+      <button type="button" class="small" disabled=${busy} onClick=${() => anew(drop)} aria-label=${`Try ${drop.name} again`}>Try again</button>`}</li>`;
 }
