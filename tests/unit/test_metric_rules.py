@@ -12,18 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_support import PROMTOOL, ROOT, RULES, needs_promtool, page_block
 from rules_cases import CASES, MORE, Case, Series
 
 from obatchd.cli import obatchctl
 from obatchd.metrics.catalogue import KINDS
 
-ETC = Path(__file__).parents[2] / "etc"
-RULES = ETC / "prometheus" / "obatchd.rules.yml"
-BOARD = ETC / "grafana" / "obatchd.json"
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool is not here (Debian's package prometheus has it)"
-)
+BOARD = ROOT / "etc" / "grafana" / "obatchd.json"
 # Of Prometheus and node_exporter themselves.
 OTHERS = {"up", "node_textfile_mtime_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 ALERTS: list[dict[str, Any]] = [
@@ -85,6 +80,44 @@ def test_every_alert_has_cases() -> None:
 @needs_promtool
 def test_prometheus_takes_the_rules() -> None:
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", RULES)
+
+
+DEBIANS = """
+global:
+  scrape_interval:     15s # Set the scrape interval to every 15 seconds. Default is every 1 minute.
+
+# Load rules once and periodically evaluate them according to the global 'evaluation_interval'.
+rule_files:
+  # - "first_rules.yml"
+  # - "second_rules.yml"
+
+scrape_configs:
+  - job_name: 'prometheus'
+
+    # Override the global default and scrape targets from this job every 5 seconds.
+    scrape_interval: 5s
+    static_configs:
+      - targets: ['localhost:9090']
+"""  # of its package prometheus, in short
+
+
+@needs_promtool
+def test_what_the_page_tells_to_write_goes_into_debians_file(tmp_path: Path) -> None:
+    """Each of its lines that Debian's file has already stays where it is, and what is beneath goes beneath that."""
+    text, place = DEBIANS, ""
+    for line in reversed(page_block("scrape_configs:").splitlines()):
+        if line[0] == " ":
+            place = f"{line}\n{place}"
+            continue
+        assert text.count(f"\n{line}\n") == 1
+        text, place = text.replace(f"\n{line}\n", f"\n{line}\n{place}"), ""
+    (tmp_path / "obatchd.key").write_text("obk_secret\n")
+    shutil.copy(RULES, tmp_path)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text.replace("/etc/prometheus/", f"{tmp_path}/"))
+    assert f"{len(ALERTS)} rules found" in promtool("check", "config", file)
+    assert "SUCCESS" in promtool("check", "config", file)
+    assert [job["job_name"] for job in yaml.safe_load(text)["scrape_configs"]] == ["obatchd", "prometheus"]
 
 
 @needs_promtool
