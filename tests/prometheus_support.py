@@ -1,41 +1,48 @@
-"""A real Prometheus (Debian's package), which scrapes daemons as docs/monitoring.md says; nothing of it goes on after a test."""
+"""A real Prometheus (of Debian's package), which scrapes daemons as docs/monitoring.md says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import textwrap
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from daemon_support import Document, free_ports, wait_for
+from daemon_support import Document, wait_for
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "monitoring.md"
 RULES = ROOT / "etc" / "prometheus" / "obatchd.rules.yml"
-PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
+_KEPT = Path(os.environ.get("OBATCHD_CACHE") or Path.home() / ".cache" / "obatchd") / "prometheus" / "usr" / "bin"
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_KEPT}")
+
+
+PROMETHEUS, PROMTOOL, NODE_EXPORTER = map(_program, ("prometheus", "promtool", "prometheus-node-exporter"))
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here (scripts/real-prometheus gets it)")
 needs_prometheus = pytest.mark.skipif(
-    PROMETHEUS is None, reason="prometheus is not here (Debian's package prometheus has it)"
-)
-needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool is not here (Debian's package prometheus has it)"
+    PROMETHEUS is None or NODE_EXPORTER is None,
+    reason="prometheus and prometheus-node-exporter are not here (scripts/real-prometheus gets them)",
 )
 
 
 class Target(NamedTuple):
-    """A daemon to scrape: where it listens, and a file with a key of it."""
+    """What is scraped: where it listens, and of a daemon a file with a key, and its certificate if it has one."""
 
     address: str
-    key_file: Path
-    more: Mapping[str, Any] = {}  # in its job of the configuration
+    key_file: Path | None = None
+    certificate: Path | None = None
 
 
 class Point(NamedTuple):
@@ -54,36 +61,38 @@ def page_block(holds: str) -> str:
 
 def configuration(targets: Sequence[Target], rules: Path = RULES, *, every_s: int = 1) -> str:
     """That of the page, for these targets, each of which is a job of its own because its key is."""
-    [job] = yaml.safe_load(page_block("scrape_configs:"))["scrape_configs"]
+    [plain] = yaml.safe_load(page_block("scrape_configs:"))["scrape_configs"]
+    [secured] = yaml.safe_load(page_block("scheme: https"))
     jobs = []
     for number, target in enumerate(targets):
-        mine: Document = {
-            **job,
-            "job_name": job["job_name"] + (f"-{number}" if number else ""),
-            "authorization": {"credentials_file": str(target.key_file)},
-            "static_configs": [{"targets": [target.address]}],
-        }
-        jobs.append(mine | target.more)
+        job: Document = plain if target.certificate is None else secured
+        if target.certificate is not None:
+            job = {**job, "tls_config": {"ca_file": str(target.certificate)}}
+        if target.key_file is None:
+            job = {"job_name": "node"}
+        else:
+            job = {**job, "authorization": {"credentials_file": str(target.key_file)}}
+        where = {"job_name": f"{job['job_name']}-{number}", "static_configs": [{"targets": [target.address]}]}
+        jobs.append(job | where)
     often = {"scrape_interval": f"{every_s}s", "evaluation_interval": f"{every_s}s"}
     return json.dumps({"global": often, "rule_files": [str(rules)], "scrape_configs": jobs})
 
 
 class Prometheus:
-    """Runs it on a free port with a store below ``directory``."""
+    """Runs it on ``port`` with a store below ``directory``."""
 
-    def __init__(self, directory: Path, targets: Sequence[Target], *, every_s: int = 1) -> None:
+    def __init__(self, directory: Path, targets: Sequence[Target], port: int, *, every_s: int = 1) -> None:
         directory.mkdir()
         self.file, self._log = directory / "prometheus.yml", directory / "log"
         self.file.write_text(configuration(targets, every_s=every_s))
-        self._url = f"http://127.0.0.1:{(port := free_ports(1))}"
+        self._url = f"http://127.0.0.1:{port}"
         options = [
             f"--config.file={self.file}",
             f"--storage.tsdb.path={directory / 'data'}",
             f"--web.listen-address=127.0.0.1:{port}",
             "--log.level=warn",
         ]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen([str(PROMETHEUS), *options], stdout=log, stderr=log, cwd=directory)
+        self._process = _started([str(PROMETHEUS), *options], self._log)
 
     def ready(self) -> Prometheus:
         def answers() -> bool:
@@ -96,12 +105,7 @@ class Prometheus:
         return self
 
     def stop(self) -> None:
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(10)
+        _stop(self._process)
 
     def _ask(self, what: str, **asked: str | float) -> Any:
         data = urllib.parse.urlencode(asked).encode() or None
@@ -141,10 +145,45 @@ class Prometheus:
         }
 
 
+def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=log.parent)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    if process.poll() is None:
+        process.kill()
+        process.wait(10)
+
+
 @contextlib.contextmanager
-def scraping(directory: Path, targets: Sequence[Target], *, every_s: int = 1) -> Iterator[Prometheus]:
+def node_exporter(directory: Path, port: int) -> Iterator[Target]:
+    """One that reads the files ``*.prom`` of a directory, and nothing else, meanwhile."""
+    directory.mkdir()
+    address = f"127.0.0.1:{port}"
+    process = _started(
+        [
+            str(NODE_EXPORTER),
+            "--collector.disable-defaults",
+            "--collector.textfile",
+            f"--collector.textfile.directory={directory}",
+            f"--web.listen-address={address}",
+        ],
+        directory / "log",
+    )
+    try:
+        yield Target(address)
+    finally:
+        _stop(process)
+
+
+@contextlib.contextmanager
+def scraping(directory: Path, targets: Sequence[Target], port: int, *, every_s: int = 1) -> Iterator[Prometheus]:
     """A Prometheus that runs meanwhile."""
-    found = Prometheus(directory, targets, every_s=every_s)
+    found = Prometheus(directory, targets, port, every_s=every_s)
     try:
         yield found.ready()
     finally:

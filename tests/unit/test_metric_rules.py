@@ -20,7 +20,7 @@ from obatchd.metrics.catalogue import KINDS
 
 BOARD = ROOT / "etc" / "grafana" / "obatchd.json"
 # Of Prometheus and node_exporter themselves.
-OTHERS = {"up", "node_textfile_mtime_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+OTHERS = {"up", "ALERTS", "node_textfile_mtime_seconds", "process_resident_memory_bytes"}
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]
 ]
@@ -35,7 +35,9 @@ def promtool(*arguments: str | Path, said: bytes = b"") -> str:
 
 def named(expression: str) -> set[str]:
     """The metrics in a PromQL expression, those of a histogram by its own name."""
-    found = set(re.findall(r"\b(?:obatch|node_textfile|process)_\w+|\bup\b", re.sub(r'"[^"]*"', "", expression)))
+    found = set(
+        re.findall(r"\b(?:obatch|node_textfile|process)_\w+|\bup\b|\bALERTS\b", re.sub(r'"[^"]*"', "", expression))
+    )
     return {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", name) for name in found}
 
 
@@ -123,7 +125,7 @@ def test_what_the_page_tells_to_write_goes_into_debians_file(tmp_path: Path) -> 
 @needs_promtool
 def test_every_alert_fires_and_stays_silent(tmp_path: Path) -> None:
     tests = []
-    for alert, case in [*CASES.items(), *MORE.items()]:
+    for alert, case in [*CASES.items(), *MORE]:
         tests.append(_asked(alert, case.at, case.fires, fires=True))
         tests += [_asked(alert, case.at, series, fires=False) for series in case.silent]
     file = tmp_path / "cases.yml"
@@ -178,6 +180,16 @@ def test_the_board_can_be_provisioned_from_a_file() -> None:
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["description"]
+
+
+def test_hosts_can_be_told_apart_and_28_cards_have_a_line_each() -> None:
+    """Every host has a gpu0; a line that is thinner than its name shows none."""
+    for panel in panels(DASHBOARD["panels"]):
+        legends = [target["legendFormat"] for target in panel.get("targets", [])]
+        of_one = [one for one in legends if re.search(r"\{\{(server|gpu)\}\}", one)]
+        assert [one for one in of_one if "{{instance}}" not in one] == [], panel["title"]
+        if panel["type"] == "state-timeline" and of_one:
+            assert panel["gridPos"]["h"] * 30 / 28 > 16, panel["title"]  # 30 pixels to one of Grafana's rows
 
 
 def test_no_panel_lies_on_another() -> None:
