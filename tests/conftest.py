@@ -42,10 +42,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() != 0:
-        for item in items:
-            if item.get_closest_marker("root"):
-                item.add_marker(pytest.mark.skip(reason="needs root"))
+    for item in items:
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        if not os.environ.get("OBATCHD_TEST_LONG") and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: scripts/test-long runs it"))
 
 
 @pytest.fixture
