@@ -10,6 +10,7 @@ from obatchd.users import user_name
 
 key_command = Group("key", "Make, list and remove keys of programs.", lists=True)
 _DAY_S = 86400.0
+_METRICS = ["metrics"]
 
 
 @key_command.command("add")
@@ -23,18 +24,24 @@ _DAY_S = 86400.0
 def add_command(
     invocation: Invocation, label: str, expires_s: float | None, scopes: tuple[str, ...], admin: bool
 ) -> None:
-    """Make a key that acts as you. It is shown this once."""
+    """Make a key that acts as you. It is shown this once; one for metrics alone without words around it."""
     asked: Document = {"label": label, "administrator": admin}
     asked |= {"days": expires_s / _DAY_S} if expires_s is not None else {}
     asked |= {"scopes": list(scopes)} if scopes else {}
     made = invocation.client().post("keys", body=asked)
-    door = invocation.client().get("status").get("http")
-    where = f"http{'s' if door['tls'] else ''}://{door['address']}/v1" if door else ""
-    told = [f"export OPENAI_BASE_URL={where}"] if where else []
-    invocation.answer(made, *told, f"export OPENAI_API_KEY={made['key']}")
+    invocation.answer(made, *_told(invocation, made))
     if not invocation.json:
         words = f"Key {made['about']['id']}. It cannot be shown again; obatchctl key rm {made['about']['id']} ends it."
         click.echo(words, err=True)
+
+
+def _told(invocation: Invocation, made: Document) -> list[str]:
+    """What a shell evaluates for programs; Prometheus reads the key from a file that has nothing else."""
+    if made["about"]["scopes"] == _METRICS:
+        return [made["key"]]
+    door = invocation.client().get("status").get("http")
+    where = [f"export OPENAI_BASE_URL=http{'s' if door['tls'] else ''}://{door['address']}/v1"] if door else []
+    return [*where, f"export OPENAI_API_KEY={made['key']}"]
 
 
 @key_command.command("list")

@@ -57,6 +57,8 @@ _ADVICE = faults.ADVICE | {
     "url_mismatch": "use one of the endpoints that the message names",
     "wrong_type": "mend the request as the message says, and drop it again",
 }
+# Of failures; what was cancelled or has expired has outcomes of its own.
+CODES = tuple(code for code in sorted(_ADVICE) if code not in ("cancelled", "expired"))
 
 
 def advice(code: str) -> str:

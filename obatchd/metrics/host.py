@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 from obatchd import __version__
+from obatchd.delivery.advice import CODES
 from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
@@ -19,7 +20,7 @@ HOLDS = (
     PAUSED, DRAINING, STOPPING, QUARANTINE, "disk", "store", "outbox", "intake", "start", "backlog", "burnin",
 )  # fmt: skip
 ENDINGS = ("done", "failed", "cancelled", "expired")
-_SOON_S = 600.0
+_SOON_S = 1800.0  # a job that does not get on is late so long before its deadline; the alert comes ten minutes later
 _MOST_OWNERS = 100
 _NOT_LOOKED = FreeSpace(0, 0)
 
@@ -38,8 +39,14 @@ def read_host(sheet: Sheet, engine: Engine, state: str, started_s: float) -> Non
     sheet.put("obatch_disk_low", float(engine.conditions.disk_low))
     intake = engine.intake
     if intake.scanned.is_set():
-        blocked, waiting = len(intake.report.blocked), intake.held_back
-        drops = {"settling": intake.report.settling, "blocked": blocked, "waiting": waiting}
+        report = intake.report
+        blocked = len(report.blocked) - report.limited  # by limits of their owners, which is nobody's trouble
+        drops = {
+            "settling": report.settling,
+            "blocked": blocked,
+            "limited": report.limited,
+            "waiting": intake.held_back,
+        }
         sheet.counts("obatch_drops", drops, "state")
     sheet.put("obatch_drops_refused_total", intake.refused)
 
@@ -67,7 +74,9 @@ def read_jobs(sheet: Sheet, engine: Engine, *, owners: bool) -> int:
     sheet.put("obatch_requests_queued", engine.queue.total())
     sheet.put("obatch_results_waiting", engine.committer.backlog)
     sheet.counts("obatch_requests_total", {each.value: counters.requests[each.value] for each in Outcome}, "outcome")
-    sheet.counts("obatch_request_failures_total", counters.failures, "code")
+    # Known ones from the beginning: rate() does not see how a series gets its first value.
+    failures = dict.fromkeys(CODES, 0) | counters.failures
+    sheet.counts("obatch_request_failures_total", failures, "code")
     sheet.histogram("obatch_commit_seconds", engine.committer.commits)
     if owners:
         _read_owners(sheet, engine)

@@ -34,6 +34,7 @@ class ScanReport(msgspec.Struct):
     ready: list[Drop] = []
     refused: list[tuple[Drop, DropRefused]] = []
     blocked: list[Blocked] = []
+    limited: int = 0  # of those, the ones that are ready, and wait as ``hindrance`` says
     settling: int = 0
     next_s: float | None = None
     problem: str = ""
@@ -108,7 +109,7 @@ class Inbox:
         ]
         next_s = min(left_s, default=_NEVER_S)
         report.settling, report.next_s = len(left_s), next_s if next_s < _NEVER_S else None
-        report.blocked = [*self._blocked.values(), *self._late.values(), *held]
+        report.blocked, report.limited = [*self._blocked.values(), *self._late.values(), *held], len(held)
         return report
 
     def _choose(self, hindrance: Callable[[Drop], str]) -> tuple[list[Drop], list[Blocked]]:

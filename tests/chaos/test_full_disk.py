@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,6 @@ Start = Callable[..., Daemon]
 STEADY: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.05}}
 NO_MARGIN = {"disk": {"min_free_bytes": 0, "min_free_inodes": 0}}
 MEBIBYTE = 1024**2
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a tmpfs with these options."""
-    mounted: list[Path] = []
-
-    def mount(options: str) -> Path:
-        path = tmp_path / "disk"
-        path.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], capture_output=True, check=False)
-        if done.returncode:
-            pytest.skip(f"cannot mount: {done.stderr.decode()}")
-        mounted.append(path)
-        return path
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 def fill(disk: Path) -> Path:

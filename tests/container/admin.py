@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 import time
 
 from container import wait_for
@@ -59,6 +61,73 @@ def admin_looks(s: System) -> None:
     c.run(f"obatchctl rm {s.job_id('ben', 'second')}", "ben")
     assert {row["name"] for row in c.ctl("usage", "rita")["usage"]} == set(_MEMBERS)
     s.say("ben: obatchctl rm JOB; rita: obatchctl usage", "the sums stay")
+
+
+def _blocks(page: str) -> list[str]:
+    """The parts of a page that are to be typed or written."""
+    return re.findall(r"(?:^    .*\n)+", page + "\n", re.MULTILINE)
+
+
+@step
+def admin_has_it_watched(s: System) -> None:
+    """The ten lines of docs/monitoring.md, as they stand in the package."""
+    c, file = s.c, "/etc/prometheus/prometheus.yml"
+    blocks = _blocks(c.out("cat /usr/share/doc/obatchd/docs/monitoring.md"))
+    commands, lines, last = map(textwrap.dedent, blocks[:3])
+    c.put("/etc/sudoers.d/rita", "rita ALL=(ALL) NOPASSWD: ALL\n", mode=0o440)
+    c.put("/etc/obatch/obatchd.toml", CONFIG + '[http]\nlisten = "127.0.0.1:8434"\n')
+    c.run("sudo systemctl restart obatchd", "rita")
+    s.ready()
+    for command in commands.splitlines():
+        c.run(command, "rita")
+    text, beneath = (c.root / file.lstrip("/")).read_text(), ""
+    for line in reversed(lines.splitlines()):
+        if line.startswith(" "):
+            beneath = f"{line}\n{beneath}"
+        else:
+            text, beneath = re.sub(rf"^{line}$", f"{line}\n{beneath.rstrip()}", text, count=1, flags=re.MULTILINE), ""
+    c.put(file, text)
+    s.say("rita: " + last.strip(), c.out(last, "rita").splitlines()[-1].strip())
+
+    def up() -> bool:
+        found = c.out("curl -s 'http://localhost:9090/api/v1/query?query=up'", check=False)
+        return '"job":"obatchd"},"value"' in found and any(
+            one["metric"]["job"] == "obatchd" and one["value"][1] == "1" for one in json.loads(found)["data"]["result"]
+        )
+
+    wait_for(up, 40, "Prometheus says that obatchd is up")
+    rules = json.loads(c.out("curl -s http://localhost:9090/api/v1/rules"))["data"]["groups"][0]["rules"]
+    wrong = [rule["name"] for rule in rules if rule["health"] not in ("ok", "unknown") or rule["state"] == "firing"]
+    assert len(rules) > 20 and wrong == [], wrong
+    assert c.out("stat -c '%a %U' /etc/prometheus/obatchd.key") == "400 prometheus"
+    s.say("rita: http://localhost:9090/targets", f"up, {len(rules)} alerts")
+    c.run("sudo systemctl stop prometheus", "rita")
+    c.run("rm /etc/prometheus/obatchd.*")
+
+
+@step
+def admin_has_a_file_written(s: System) -> None:
+    """For node_exporter, with the commands of docs/monitoring.md."""
+    c = s.c
+    page = c.out("cat /usr/share/doc/obatchd/docs/monitoring.md")
+    [table] = [textwrap.dedent(block) for block in _blocks(page) if "[metrics]" in block]
+    [commands] = [textwrap.dedent(block) for block in _blocks(page) if "setfacl" in block]
+    c.put("/etc/obatch/obatchd.toml", CONFIG + table)
+    c.run("sudo systemctl start prometheus-node-exporter", "rita")
+    c.run(commands, "rita")
+    s.ready()
+    asked = "curl -s localhost:9100/metrics | grep obatch_state"
+    assert asked in page
+    found = wait_for(lambda: c.out(asked, check=False), 40, "node_exporter reads the file")
+    assert 'obatch_state{state="running"} 1' in found and "node_textfile_scrape_error 0" in c.out(
+        "curl -s localhost:9100/metrics | grep node_textfile_scrape_error"
+    )
+    s.say("rita: " + asked, found.splitlines()[-1])
+    c.put("/etc/obatch/obatchd.toml", CONFIG)
+    c.run("rm -r /etc/systemd/system/obatchd.service.d /etc/sudoers.d/rita; systemctl daemon-reload")
+    c.run("systemctl stop prometheus-node-exporter; systemctl restart obatchd")
+    s.ready()
+    assert c.out("ls -A /var/lib/prometheus/node-exporter") == ""
 
 
 @step

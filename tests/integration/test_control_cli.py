@@ -509,6 +509,8 @@ async def test_keys_of_programs_are_shown_once_and_removed(tmp_path: Path) -> No
         assert code == 0
         assert printed == "export OPENAI_BASE_URL=https://10.0.0.1:8434/v1\nexport OPENAI_API_KEY=obk_secret\n"
         assert daemon.calls[-1] == ("add key", NewKeyAsked("note", 2.0, ["batches"], False))
+        assert (await obatchctl(spool, "key", "add", "--scope", "metrics")) == (0, "obk_secret\n")  # into a file
+        assert "export" in (await obatchctl(spool, "key", "add", "--scope", "metrics", "--scope", "batches"))[1]
         _, listed = await obatchctl(spool, "key", "list")
         assert "key-0011" in listed and "note" in listed and "obk_" not in listed
         assert (await obatchctl(spool, "status", "--json"))[1].count('"http": {"address": "10.0.0.1:8434"') == 1

@@ -27,15 +27,38 @@ def _queue(queued: str, done: str, **more: str) -> Series:
         f'obatch_jobs{{state="running",{HOST}}}': "1x200",
         f"obatch_server_requests_total{{{SERVER}}}": done,
         f'obatch_hold{{reason="paused",{HOST}}}': "0x200",
+        f'obatch_server_state{{state="ready",{SERVER}}}': "1x200",
+        f'obatch_server_state{{state="draining",{SERVER}}}': "0x200",
     }
     return found | more
 
 
-def _busy(queued: str, in_flight: str) -> Series:
+# In hours that are not obatchd's.
+_ALL_DRAIN = {
+    f'obatch_server_state{{state="ready",{SERVER}}}': "0x200",
+    f'obatch_server_state{{state="draining",{SERVER}}}': "1x200",
+}
+
+
+def _busy(queued: str, in_flight: str, kept: str = "0x200") -> Series:
+    """One of two servers has failed."""
+    failed = SERVER.replace("gpu3", "gpu4")
     return {
         f"obatch_requests_queued{{{HOST}}}": queued,
         f"obatch_server_requests_in_flight{{{SERVER}}}": in_flight,
+        f"obatch_server_requests_in_flight{{{failed}}}": "0x200",
         f"obatch_server_slots{{{SERVER}}}": "8x200",
+        f"obatch_server_slots{{{failed}}}": "8x200",
+        f'obatch_server_state{{state="ready",{SERVER}}}': "1x200",
+        f'obatch_server_state{{state="ready",{failed}}}': "0x200",
+        f"obatch_interactive_reserved_slots{{{HOST}}}": kept,
+    }
+
+
+def _drained(count: str, draining: str) -> Series:
+    return {
+        f'obatch_server_state{{state="draining",{SERVER}}}': draining,
+        f'obatch_server_watchdog_findings_total{{finding="drained",{SERVER}}}': count,
     }
 
 
@@ -81,6 +104,14 @@ CASES: dict[str, Case] = {
     "ObatchFileOld": Case(
         4, {_FILE: "0x100"}, [{_FILE: "0+60x100"}, {_FILE.replace("obatch.prom", "other.prom"): "0x100"}]
     ),
+    "ObatchDegraded": Case(
+        31,
+        {f'obatch_state{{state="degraded",{HOST}}}': "1x100"},
+        [
+            {f'obatch_state{{state="degraded",{HOST}}}': "1x20 0 1x100"},
+            {f'obatch_state{{state="paused",{HOST}}}': "1x100", f'obatch_state{{state="degraded",{HOST}}}': "0x100"},
+        ],
+    ),
     "ObatchHeld": Case(
         6,
         {f'obatch_hold{{reason="store",{HOST}}}': "1x100"},
@@ -88,6 +119,7 @@ CASES: dict[str, Case] = {
             {f'obatch_hold{{reason="store",{HOST}}}': "0x100"},
             {f'obatch_hold{{reason="paused",{HOST}}}': "1x100"},
             {f'obatch_hold{{reason="backlog",{HOST}}}': "1 1 1 0 1 1 0x100"},
+            {f'obatch_hold{{reason="disk",{HOST}}}': "1x100"},
         ],
     ),
     "ObatchDiskLow": Case(2, {f"obatch_disk_low{{{HOST}}}": "1x100"}, [{f"obatch_disk_low{{{HOST}}}": "0x100"}]),
@@ -104,11 +136,13 @@ CASES: dict[str, Case] = {
             _queue("0x200", "5x200"),
             _queue("10x200", "5x200", **{f'obatch_hold{{reason="paused",{HOST}}}': "1x200"}),
             _queue("10x200", "5x200", **{f'obatch_jobs{{state="running",{HOST}}}': "0x200"}),
+            _queue("10x200", "5x200", **_ALL_DRAIN),
+            _queue("10x200", "5x200", **{f'obatch_hold{{reason="disk",{HOST}}}': "1x200"}),
         ],
     ),
     "ObatchQueueGrows": Case(
         125,
-        _busy("100+1x200", "8x200"),
+        _busy("100+1x200", "8 7 8 7 8 8 7" + " 8 7" * 80),  # a slot is empty between two answers
         [_busy("1000-1x200", "8x200"), _busy("100+1x200", "4x200"), _busy("0x200", "8x200")],
     ),
     "ObatchFailures": Case(65, _failing("0+10x200"), [_failing("0+1x200"), _failing("500x200")]),
@@ -135,6 +169,15 @@ CASES: dict[str, Case] = {
         12,
         _server("failed", "starting", "backoff"),
         [_server("ready"), _server("draining"), _server("starting", "starting", "ready")],
+    ),
+    "ObatchServerDrained": Case(
+        16,
+        _drained("_x10 1x100", "0x10 1x100"),
+        [
+            _drained("_x10 1x100", "0x10 1 0x100"),  # resumed
+            _drained("0x100", "1x100"),
+            _drained("_x100", "1x100"),  # by an administrator
+        ],
     ),
     "ObatchServerRestarts": Case(
         62,
@@ -195,5 +238,11 @@ CASES: dict[str, Case] = {
         1, _burnin("1x100", "0x100"), [_burnin("0x100", "0x100"), _burnin("1x100", "-800000x100")]
     ),
 }
-# The second error of a kind.
-MORE = {"ObatchGpuXid": Case(25, {f'obatch_gpu_xids_total{{xid="79",{GPU}}}': "1x20 2x100"}, [])}
+MORE = [
+    # The second error of a kind.
+    ("ObatchGpuXid", Case(25, {f'obatch_gpu_xids_total{{xid="79",{GPU}}}': "1x20 2x100"}, [])),
+    # Twenty minutes after the latest answer, and not a quarter of an hour.
+    ("ObatchStuck", Case(32, _queue("10x200", "0+1x10 10x200"), [_queue("10x200", "0+1x15 15x200")])),
+    ("ObatchQueueGrows", Case(125, _busy("100+1x200", "6x200", kept="2x200"), [_busy("100+1x200", "6x200")])),
+    ("ObatchServerDrained", Case(2000, _drained("1x1500 2x600", "0x1500 1x600"), [_drained("1x2100", "1x2100")])),
+]

@@ -219,6 +219,7 @@ async def test_an_owner_with_enough_open_work_waits_in_the_inbox(rig: Street) ->
     path = drop(rig, name="later.jsonl")
     await until(lambda: rig.engine.intake.report.blocked)
     assert "open_jobs" in rig.engine.intake.report.blocked[0].reason and path.exists()
+    assert rig.engine.intake.report.limited == 1
     await rig.answer(live)
     await rig.published(live)
     await until(lambda: rig.work.jobs)

@@ -12,20 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_support import PROMTOOL, ROOT, RULES, needs_promtool, page_block
 from rules_cases import CASES, MORE, Case, Series
 
 from obatchd.cli import obatchctl
 from obatchd.metrics.catalogue import KINDS
 
-ETC = Path(__file__).parents[2] / "etc"
-RULES = ETC / "prometheus" / "obatchd.rules.yml"
-BOARD = ETC / "grafana" / "obatchd.json"
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool is not here (Debian's package prometheus has it)"
-)
+BOARD = ROOT / "etc" / "grafana" / "obatchd.json"
 # Of Prometheus and node_exporter themselves.
-OTHERS = {"up", "node_textfile_mtime_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+OTHERS = {"up", "ALERTS", "node_textfile_mtime_seconds", "process_resident_memory_bytes"}
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]
 ]
@@ -40,7 +35,9 @@ def promtool(*arguments: str | Path, said: bytes = b"") -> str:
 
 def named(expression: str) -> set[str]:
     """The metrics in a PromQL expression, those of a histogram by its own name."""
-    found = set(re.findall(r"\b(?:obatch|node_textfile|process)_\w+|\bup\b", re.sub(r'"[^"]*"', "", expression)))
+    found = set(
+        re.findall(r"\b(?:obatch|node_textfile|process)_\w+|\bup\b|\bALERTS\b", re.sub(r'"[^"]*"', "", expression))
+    )
     return {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", name) for name in found}
 
 
@@ -87,10 +84,48 @@ def test_prometheus_takes_the_rules() -> None:
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", RULES)
 
 
+DEBIANS = """
+global:
+  scrape_interval:     15s # Set the scrape interval to every 15 seconds. Default is every 1 minute.
+
+# Load rules once and periodically evaluate them according to the global 'evaluation_interval'.
+rule_files:
+  # - "first_rules.yml"
+  # - "second_rules.yml"
+
+scrape_configs:
+  - job_name: 'prometheus'
+
+    # Override the global default and scrape targets from this job every 5 seconds.
+    scrape_interval: 5s
+    static_configs:
+      - targets: ['localhost:9090']
+"""  # of its package prometheus, in short
+
+
+@needs_promtool
+def test_what_the_page_tells_to_write_goes_into_debians_file(tmp_path: Path) -> None:
+    """Each of its lines that Debian's file has already stays where it is, and what is beneath goes beneath that."""
+    text, place = DEBIANS, ""
+    for line in reversed(page_block("scrape_configs:").splitlines()):
+        if line[0] == " ":
+            place = f"{line}\n{place}"
+            continue
+        assert text.count(f"\n{line}\n") == 1
+        text, place = text.replace(f"\n{line}\n", f"\n{line}\n{place}"), ""
+    (tmp_path / "obatchd.key").write_text("obk_secret\n")
+    shutil.copy(RULES, tmp_path)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text.replace("/etc/prometheus/", f"{tmp_path}/"))
+    assert f"{len(ALERTS)} rules found" in promtool("check", "config", file)
+    assert "SUCCESS" in promtool("check", "config", file)
+    assert [job["job_name"] for job in yaml.safe_load(text)["scrape_configs"]] == ["obatchd", "prometheus"]
+
+
 @needs_promtool
 def test_every_alert_fires_and_stays_silent(tmp_path: Path) -> None:
     tests = []
-    for alert, case in [*CASES.items(), *MORE.items()]:
+    for alert, case in [*CASES.items(), *MORE]:
         tests.append(_asked(alert, case.at, case.fires, fires=True))
         tests += [_asked(alert, case.at, series, fires=False) for series in case.silent]
     file = tmp_path / "cases.yml"
@@ -145,6 +180,16 @@ def test_the_board_can_be_provisioned_from_a_file() -> None:
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["description"]
+
+
+def test_hosts_can_be_told_apart_and_28_cards_have_a_line_each() -> None:
+    """Every host has a gpu0; a line that is thinner than its name shows none."""
+    for panel in panels(DASHBOARD["panels"]):
+        legends = [target["legendFormat"] for target in panel.get("targets", [])]
+        of_one = [one for one in legends if re.search(r"\{\{(server|gpu)\}\}", one)]
+        assert [one for one in of_one if "{{instance}}" not in one] == [], panel["title"]
+        if panel["type"] == "state-timeline" and of_one:
+            assert panel["gridPos"]["h"] * 30 / 28 > 16, panel["title"]  # 30 pixels to one of Grafana's rows
 
 
 def test_no_panel_lies_on_another() -> None:

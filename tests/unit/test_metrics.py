@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,9 +20,11 @@ from operations_support import Desk, Played, desk
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector as LibraryCollector
+from prometheus_support import PROMTOOL, needs_promtool
 from settings_support import in_force, reload
 
 from obatchd.counters import OTHER, WORK_S, Histogram, WorkByModel
+from obatchd.delivery.advice import CODES
 from obatchd.dispatch.link import Link
 from obatchd.gpus.model import Reading, SlowReading, XidEvent
 from obatchd.jobs.places import AtWork
@@ -32,12 +33,10 @@ from obatchd.metrics.collector import Collector, Registry
 from obatchd.metrics.exposition import TextFile
 from obatchd.metrics.sheet import NONE, Sheet
 from obatchd.ollama.faults import Cause
+from obatchd.spool.drop import Blocked
 
 DOCS = Path(__file__).parents[2] / "docs"
 Samples = dict[str, float]
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not here (Debian's package prometheus has it)"
-)
 
 
 def samples(text: bytes) -> Samples:
@@ -95,7 +94,7 @@ async def test_labels_are_those_of_the_catalogue(there: Desk) -> None:
 async def test_promtool_finds_nothing_against_a_scrape(there: Desk) -> None:
     await everything(there)
     text = there.metrics.text(process=True)
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
@@ -195,7 +194,9 @@ async def test_nobody_who_is_blind_calls_a_gpu_healthy(there: Desk) -> None:
     assert (found[ok], found["obatch_probe_up"]) == (0.0, 0.0)
     assert found['obatch_gpu_health{gpu="0",level="unknown",uuid="GPU-0"}'] == 1.0
     assert not any(name.startswith(("obatch_gpu_temperature_celsius", "obatch_gpu_up")) for name in found)
-    there.probe.state = "absent"  # a host without a driver
+    there.probe.state = "absent"  # gone: after an update it may not be loaded any more
+    assert told(there)["obatch_probe_up"] == 0.0
+    there.policy.monitor.tracks.clear()  # a host that never had one
     assert "obatch_probe_up" not in told(there)
 
 
@@ -333,6 +334,23 @@ async def test_counters_are_the_sums_of_the_summaries_and_only_grow(there: Desk)
     assert sum(failed) == 6 * 4
 
 
+async def test_failures_of_a_kind_count_from_zero(there: Desk) -> None:
+    """``rate()`` does not see how a series gets its first value: all of a night may fail alike unnoticed."""
+    codes = {name: value for name, value in told(there).items() if name.startswith("obatch_request_failures_total")}
+    assert set(codes.values()) == {0.0} and len(codes) == len(CODES)
+    assert 'obatch_request_failures_total{code="timeout"}' in codes
+    assert not any("cancelled" in name or "expired" in name for name in codes)  # outcomes of their own
+
+
+async def test_drops_that_wait_for_a_limit_of_their_owner_are_not_blocked(there: Desk) -> None:
+    intake = there.engine.intake
+    intake.report.blocked = [Blocked("one", "open_jobs", 1000), Blocked("two", "sticky bit", 1000)]
+    intake.report.limited = 1
+    intake.scanned.set()
+    found = told(there)
+    assert (found['obatch_drops{state="blocked"}'], found['obatch_drops{state="limited"}']) == (1.0, 1.0)
+
+
 async def test_an_xid_counts_once_and_not_those_of_an_earlier_daemon(there: Desk) -> None:
     now_s = time.time()
     there.policy.monitor.xids([XidEvent(31, now_s, "GPU-1", source="nvml"), XidEvent(31, now_s + 1, "GPU-1")])
@@ -360,6 +378,8 @@ async def test_a_job_that_will_miss_its_deadline_is_late(there: Desk) -> None:
     assert told(there)["obatch_jobs_late"] == 0.0
     await there.take("two", deadline=300.0)  # nothing gets on
     assert told(there)["obatch_jobs_late"] == 1.0
+    await there.take("three", deadline=1500.0)  # time enough for the alert, which waits ten minutes
+    assert told(there)["obatch_jobs_late"] == 2.0
 
 
 # Giving out.
