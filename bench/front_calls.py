@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import interactive
+import psutil
 import uvloop
 from aiohttp import web
-from harness import Daemon, free_port, nginx, remote_config, wait_for
+from harness import Daemon, cpu_s, free_port, nginx, remote_config, wait_for
 
 from obatchd import log
 from obatchd.client.runtime import HTTP_SOCKET, read_record
@@ -65,13 +66,13 @@ async def _calls_per_s(port: int, key: str) -> float:
 
 
 @contextlib.contextmanager
-def bare_proxy(ports: list[int]) -> Iterator[int]:
-    """A proxy in a process of its own, which passes calls to the servers in turn; yields its port."""
+def bare_proxy(ports: list[int]) -> Iterator[tuple[int, psutil.Process]]:
+    """A proxy in a process of its own, which passes calls to the servers in turn; its port, and the process."""
     port = free_port()
     running = subprocess.Popen([sys.executable, __file__, str(port), *map(str, ports)])
     try:
         wait_for(lambda: _answers(port), 20, "the proxy answers", 0.05)
-        yield port
+        yield port, psutil.Process(running.pid)
     finally:
         running.terminate()
         running.wait()
@@ -84,22 +85,52 @@ def _answers(port: int) -> bool:
     return False
 
 
+class Way(NamedTuple):
+    """Where calls go, and the processes that work on them."""
+
+    port: int
+    key: str
+    processes: list[list[psutil.Process]]
+
+
+class Round(NamedTuple):
+    """Calls of one way; processor time is per call, of each list of processes."""
+
+    calls_per_s: float
+    times_us: list[float]
+
+
+def _round(way: Way) -> Round:
+    before_s, begun_s = [cpu_s(each) for each in way.processes], time.perf_counter()
+    calls_per_s = uvloop.run(_calls_per_s(way.port, way.key))
+    count = calls_per_s * (time.perf_counter() - begun_s)
+    used_s = [cpu_s(each) - before for each, before in zip(way.processes, before_s, strict=True)]
+    return Round(calls_per_s, [1e6 * each / count for each in used_s])
+
+
 def calls(directory: Path, rounds: int) -> dict[str, float]:
-    """Calls per second through the daemon and through the proxy, in turn."""
+    """Calls per second through the daemon and through the proxy, in turn, and what each takes of the processors."""
     directory.mkdir()
-    found: dict[str, list[float]] = {"calls": [], "proxy_calls": []}
-    with nginx(directory, 4) as ports, bare_proxy(ports) as proxy:
+    with nginx(directory, 4) as ports, bare_proxy(ports) as (proxy, process):
         port = free_port()
         http_table = {"listen": f"127.0.0.1:{port}"}
         with Daemon(directory, remote_config(ports, http=http_table, servers={"remote_slots": 8})) as daemon:
             daemon.start()
             key = daemon.client.post("keys", body={})["key"]
-            for name, where in [("calls", port), ("proxy_calls", proxy)] * (rounds + 1):
-                found[name].append(uvloop.run(_calls_per_s(where, key)))
-    warm = {name: values[1:] for name, values in found.items()}  # models and code are loaded in the first round
-    ratios = [own / bare for own, bare in zip(warm["calls"], warm["proxy_calls"], strict=True)]
-    figures = {f"{name}_per_s": statistics.median(values) for name, values in warm.items()}
-    return figures | {"calls_to_proxy": statistics.median(ratios)}
+            workers = [psutil.Process(server["worker_pid"]) for server in daemon.status()["servers"]]
+            ways = Way(port, key, [[daemon.main], workers]), Way(proxy, key, [[process]])
+            found = [[_round(way) for way in ways] for _ in range(rounds + 1)]
+    own, bare = zip(*found[1:], strict=True)  # models and code are loaded in the first round
+    ratios = [a.calls_per_s / b.calls_per_s for a, b in zip(own, bare, strict=True)]
+    main_us, workers_us = (statistics.median(times) for times in zip(*(a.times_us for a in own), strict=True))
+    return {
+        "calls_per_s": statistics.median(a.calls_per_s for a in own),
+        "proxy_calls_per_s": statistics.median(b.calls_per_s for b in bare),
+        "calls_to_proxy": statistics.median(ratios),
+        "call_main_us": main_us,
+        "call_workers_us": workers_us,
+        "call_proxy_us": statistics.median(b.times_us[0] for b in bare),
+    }
 
 
 def serve_proxy(port: int, ports: list[int]) -> None:

@@ -51,6 +51,7 @@ class Port:
     slots: int
     base_url: str = "http://127.0.0.1:1"
     gpu_label: str = "GPU"
+    version: str = ""
     token: str = ""
     loaded: Profile | None = PROFILE
     loading: Profile | None = None

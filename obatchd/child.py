@@ -81,6 +81,8 @@ class Channel(Generic[Message]):
     _writer: asyncio.StreamWriter
     _decoder: Decoder[Message]
     _length: int | None = attrs.field(default=None, init=False)  # of the frame that is being received
+    _frames: list[bytes] = attrs.field(factory=list, init=False)  # of this turn of the loop
+    _loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop, init=False)
 
     @classmethod
     async def open(cls, connection: socket.socket, decoder: Decoder[Message]) -> Channel[Message]:
@@ -95,8 +97,15 @@ class Channel(Generic[Message]):
         """Queue a message. False: the other end is known to be gone, and the message with it."""
         if self._writer.is_closing():  # uvloop's transport raises for a write after a failed one
             return False
-        self._writer.write(frame(message))
+        if not self._frames:
+            self._loop.call_soon(self._write)  # uvloop would call the kernel for each
+        self._frames.append(frame(message))
         return True
+
+    def _write(self) -> None:
+        frames, self._frames = self._frames, []
+        if frames and not self._writer.is_closing():
+            self._writer.write(b"".join(frames) if len(frames) > 1 else frames[0])
 
     async def receive(self) -> Message:
         """The next message; when this is cancelled, it is the next call's.
@@ -119,6 +128,7 @@ class Channel(Generic[Message]):
 
     def close(self) -> None:
         """Close the socket at once: a process that hangs would never read the rest."""
+        self._write()
         self._writer.transport.abort()
 
 

@@ -107,6 +107,9 @@ class WorkByModel(dict[str, ModelWork]):
             return
         models, *columns = [recent[place::_VALUES] for place in range(_VALUES)]
         recent.clear()
+        if models.count(models[0]) == len(models):  # as nearly always
+            self[models[0]].add(*columns)
+            return
         for model in dict.fromkeys(models):
             of_model = [one == model for one in models]
             self[model].add(*[list(compress(column, of_model)) for column in columns])

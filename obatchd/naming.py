@@ -25,6 +25,7 @@ class JobFilter(NamedTuple):
     label: str | None = None
     accepted_since_s: float | None = None  # wall clock
     ended_before_s: float | None = None
+    after: str | None = None  # those accepted before the job with this id, which may be erased by now
 
 
 EVERY_JOB = JobFilter()

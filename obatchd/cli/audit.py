@@ -1,4 +1,4 @@
-"""``obatchctl audit``: who did what to keys, GPUs, servers and the work of others."""
+"""``obatchctl audit``: who did what to keys, GPUs, servers, models and the work of others."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from obatchd.words import counted
 @click.option("--until", "until_s", type=Since(), metavar="TIME", help="Before then.")
 @click.option(
     "--kind", "kinds", multiple=True, metavar="KIND",
-    help="Only those: key, gpu, job, file, server or host, or one such as key_added; may be given again.",
+    help="Only those: key, gpu, job, file, server, model, burnin, host, or one such as key_added; also twice.",
 )  # fmt: skip
 def audit_command(
     invocation: Invocation, limit: int, since_s: float | None, until_s: float | None, kinds: tuple[str, ...]
 ) -> None:
     """Show who did what to keys, GPUs and jobs of others.
 
-    Servers and the whole daemon are in it, too; the oldest comes first. For administrators.
+    Servers, models, burn-ins and the whole daemon are in it, too; the oldest comes first. For administrators.
     """
     client = invocation.client()
     document = client.get("audit", limit=limit, since=since_s, until=until_s, kind=",".join(kinds) or None)

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
@@ -20,7 +20,7 @@ from obatchd.client.forms import Form
 from obatchd.client.progress import ENDED, Progress, ended, progress
 from obatchd.client.remote import RemoteDaemon
 from obatchd.client.settings import as_sent
-from obatchd.client.steps import OVER, Patience, Retrying, Submitting, Waiting
+from obatchd.client.steps import OVER, Fetching, Looking, Patience, Retrying, Submitting, Waiting, run
 from obatchd.client.transport import Document, Sockets, Transport
 from obatchd.errors import ControlError, DaemonDownError, DropRefused, NotFoundError, NotOverError
 from obatchd.results.chain import Chain
@@ -96,7 +96,7 @@ class BaseJob(Generic[D]):
 
     def _retrying(self, only: Retried, settings: dict[str, Any]) -> Retrying:
         body = {"settings": as_sent(settings), "only": only}
-        return Retrying(self._transport, self.id, body, Patience(self._patience_s, progress(True).tell))
+        return Retrying(self._transport, self.id, body, self._patience())
 
     def _cancel(self) -> None:
         try:
@@ -106,11 +106,13 @@ class BaseJob(Generic[D]):
                 raise
 
     def _results(self, *, so_far: bool, failures: bool) -> Results[D]:
+        reached = True
         try:
             self._asked()
-        except DaemonDownError:  # what is over can be read without it
-            if self.state != "done":
-                raise
+        except DaemonDownError:
+            reached = self.state != "done"  # what is over can be read without it, where it lies on this host
+            if reached:
+                self._known = run(Looking(self._transport, self.id, self._patience()))
         if self.state == "refused":
             self._over(self._known)
         if self.state not in OVER and not so_far:
@@ -120,19 +122,36 @@ class BaseJob(Generic[D]):
                 f"job {self.id} is still running, with {of} done. Wait for it with job.wait(), or take the answers so "
                 "far with so_far=True"
             )
-        source, advice = self._source(so_far)
+        source, advice = self._source(so_far, reached)
         return Results(source, self._form, advice, failures=failures)
 
-    def _source(self, so_far: bool) -> tuple[ResultSet | None, dict[str, str]]:
-        """Where its results are read, with those of its retries, and what to do about failures, by code."""
-        outbox = self.outbox
+    def _fetched(self, job: Document | str) -> Path | None:
+        [place] = run(Fetching(self._transport, job, self._patience()))
+        return place
+
+    def _patience(self) -> Patience:
+        return Patience(self._patience_s, progress(True).tell)
+
+    def _source(self, so_far: bool, reached: bool) -> tuple[ResultSet | None, dict[str, str]]:
+        """Where its results are read, with those of its retries, and what to do about failures, by code.
+
+        A daemon that was ``reached`` is waited for, where it goes in the middle.
+        """
+        outbox = self._fetched(self._known)
         if outbox is None or (so_far and not outbox.exists()):
             return None, {}
         retries: list[tuple[str, Path]] = []
         for name in self._known.get("retries") or ():
-            with suppress(NotFoundError, DaemonDownError):  # it was erased, or nobody can say where it is
-                if (place := self._transport.outbox(self._transport.get("jobs", name))) is not None:
-                    retries.append((name, place))
+            try:
+                place = self._fetched(name) if reached else self._transport.outbox(self._transport.get("jobs", name))
+            except NotFoundError:  # it was erased
+                continue
+            except DaemonDownError:
+                if reached:
+                    raise
+                continue  # nobody can say where it is
+            if place is not None:
+                retries.append((name, place))
         advice = {code: told for place in (outbox, *dict(retries).values()) for code, told in advice_in(place).items()}
         return Chain(outbox, retries) if retries else ResultSet(outbox), advice
 

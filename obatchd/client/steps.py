@@ -141,6 +141,39 @@ class Waiting:
         return None
 
 
+class Looking:
+    """Looks at a job once."""
+
+    pause_s = _AWAY_PAUSE_S
+
+    def __init__(self, transport: Transport, job: str, patience: Patience) -> None:
+        self._transport, self._job, self._patience = transport, job, patience
+
+    def look(self) -> Document | None:
+        try:
+            return self._transport.get("jobs", self._job)
+        except ObatchError as error:
+            self._patience.lost(error)
+            return None
+
+
+class Fetching:
+    """Finds the results of a job, or copies them from another host. ``job`` is its document, or its id."""
+
+    pause_s = _AWAY_PAUSE_S
+
+    def __init__(self, transport: Transport, job: Document | str, patience: Patience) -> None:
+        self._transport, self._job, self._patience = transport, job, patience
+
+    def look(self) -> tuple[Path | None] | None:
+        try:
+            job = self._transport.get("jobs", self._job) if isinstance(self._job, str) else self._job
+            return (self._transport.outbox(job),)
+        except ObatchError as error:
+            self._patience.lost(error)
+            return None
+
+
 class Retrying:
     """Has a job's failures tried again, once, however often the connection is lost."""
 

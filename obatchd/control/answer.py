@@ -43,6 +43,14 @@ def answer_line(document: msgspec.Struct) -> bytes:
     return _encoded(document) + b"\n"
 
 
+def encoded(document: msgspec.Struct) -> bytes:
+    """A part of an answer, as JSON."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError:  # a path that is not UTF-8, as Python has it
+        return json.dumps(msgspec.to_builtins(document)).encode()
+
+
 def _encoded(document: msgspec.Struct) -> bytes:
     told = msgspec.structs.asdict(document).items()
     fields = {"schema": SCHEMA} | {name: value for name, value in told if value is not msgspec.UNSET}

@@ -16,8 +16,9 @@ from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.job_routes import JobRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
+from obatchd.control.read_routes import ReadRoutes
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, MetricsText, Ping, Readiness
-from obatchd.documents.audit import CONTROL, AuditAsked
+from obatchd.documents.audit import CONTROL, HOST_RELOADED, MODEL_PULLED, MODEL_REMOVED, AuditAsked
 from obatchd.documents.models import Models
 from obatchd.documents.programs import Keys
 from obatchd.documents.status import Servers
@@ -58,8 +59,9 @@ class Api:
     def __init__(self, operations: Operations, access: Access) -> None:
         self._operations = operations
         self._access = access
-        self._jobs = JobRoutes(operations.jobs)
-        self._gpus = GpuRoutes(operations.gpus, operations.burnin)
+        self._jobs = JobRoutes(operations.jobs, operations.reads.answers)
+        self._reads = ReadRoutes(operations.reads)
+        self._gpus = GpuRoutes(operations.gpus, operations.burnin, operations.audit)
         self.stopping = False
         self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
 
@@ -78,6 +80,7 @@ class Api:
             web.get("/v1/servers", self._servers),
             web.get("/v1/servers/tuning", self._tuning),
             *self._jobs.routes(),
+            *self._reads.routes(),
             web.get("/v1/models", self._models),
             web.get("/v1/keys", self._keys),
             web.post("/v1/keys", self._add_key),
@@ -162,7 +165,8 @@ class Api:
         changes = {"pause": host.pause, "resume": host.resume, "drain": host.drain, "undrain": host.undrain}
         if (action := request.match_info["action"]) in changes:
             return answer(await changes[action](request[CALLER]))
-        return answer(await host.reload())
+        async with self._operations.audit.recorded(request[CALLER], HOST_RELOADED):
+            return answer(await host.reload())
 
     async def _test_alarms(self, request: web.Request) -> web.Response:
         return answer(await self._operations.host.test_alarms())
@@ -177,7 +181,9 @@ class Api:
         return answer(Models(await self._operations.models.all()))
 
     async def _remove_model(self, request: web.Request) -> web.Response:
-        return answer(await self._operations.models.remove(request.match_info["model"]))
+        model = request.match_info["model"]
+        async with self._operations.audit.recorded(request[CALLER], MODEL_REMOVED, model):
+            return answer(await self._operations.models.remove(model))
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         """One JSON document per line while the pull goes on; an error is the last line."""
@@ -187,12 +193,13 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
-            async for progress in self._operations.models.pull(name):
-                await response.write(answer_line(progress))
+            async with self._operations.audit.recorded(request[CALLER], MODEL_PULLED, name):
+                # Where the client has gone, it is the daemon's business whether the pull goes on.
+                with contextlib.suppress(ConnectionError):
+                    async for progress in self._operations.models.pull(name):
+                        await response.write(answer_line(progress))
         except errors.ObatchError as error:
             await response.write(answer_line(error_document(error)))
-        except ConnectionError:
-            pass  # the client has gone; whether the pull goes on is the daemon's business
         return response
 
     async def _keys(self, request: web.Request) -> web.Response:

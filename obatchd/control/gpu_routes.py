@@ -10,11 +10,13 @@ from attrs import define
 
 from obatchd import errors
 from obatchd.control.answer import CALLER, answer, count_asked
-from obatchd.control.operations import Burnin, GpuOperations
+from obatchd.control.operations import AuditOperations, Burnin, GpuOperations
+from obatchd.documents.audit import BURNIN_STARTED, BURNIN_STOPPED
 from obatchd.documents.burnin import BurninRuns
 from obatchd.documents.gpus import GpuEvents
 
 _MOST_EVENTS = 10_000
+POINTS, MOST_POINTS = 720, 5000  # values of a column
 
 
 @define(eq=False)
@@ -23,12 +25,13 @@ class GpuRoutes:
 
     _gpus: GpuOperations
     _burnin: Burnin
+    _audit: AuditOperations
 
     def for_every_caller(self) -> list[web.RouteDef]:
         return [
-            web.get("/v1/gpus", self._all),
-            web.get("/v1/gpu-events", self._events),
-            web.get("/v1/gpus/{gpu}", self._one),
+            web.get("/v1/gpus", self.all),
+            web.get("/v1/gpu-events", self.events),
+            web.get("/v1/gpus/{gpu}", self.one),
         ]
 
     def for_administrators(self) -> list[web.RouteDef]:
@@ -39,20 +42,21 @@ class GpuRoutes:
             web.post("/v1/gpus/{gpu}/take-back", self._take_back),
             web.post("/v1/gpus/{gpu}/share", self._share),
             web.post("/v1/gpus/{gpu}/unshare", self._unshare),
-            web.get("/v1/burnin", self._burnin_runs),
+            web.get("/v1/burnin", self.burnin_runs),
             web.post("/v1/burnin", self._start_burnin),
-            web.get("/v1/burnin/status", self._burnin_status),
+            web.get("/v1/burnin/status", self.burnin_status),
+            web.get("/v1/burnin/series", self.burnin_series),
             web.post("/v1/burnin/stop", self._stop_burnin),
-            web.get("/v1/burnin/reports/{run}", self._burnin_report),
+            web.get("/v1/burnin/reports/{run}", self.burnin_report),
         ]
 
-    async def _all(self, request: web.Request) -> web.Response:
+    async def all(self, request: web.Request) -> web.Response:
         return answer(self._gpus.all())
 
-    async def _one(self, request: web.Request) -> web.Response:
+    async def one(self, request: web.Request) -> web.Response:
         return answer(await self._gpus.one(request.match_info["gpu"]))
 
-    async def _events(self, request: web.Request) -> web.Response:
+    async def events(self, request: web.Request) -> web.Response:
         limit = count_asked(request, "limit", 100, _MOST_EVENTS)
         return answer(GpuEvents(await self._gpus.events(request.query.get("gpu"), limit)))
 
@@ -79,7 +83,7 @@ class GpuRoutes:
     async def _unshare(self, request: web.Request) -> web.Response:
         return answer(await self._gpus.share(request[CALLER], request.match_info["gpu"], False))
 
-    async def _burnin_runs(self, request: web.Request) -> web.Response:
+    async def burnin_runs(self, request: web.Request) -> web.Response:
         return answer(BurninRuns(await self._burnin.runs()))
 
     async def _start_burnin(self, request: web.Request) -> web.Response:
@@ -88,13 +92,21 @@ class GpuRoutes:
         except (msgspec.MsgspecError, UnicodeDecodeError):  # half a character, too, which cannot be kept
             reason = "the body must be a JSON object, and its texts whole characters (UTF-8)"
             raise errors.ConfigError(reason, code="bad_request") from None
-        return answer(await self._burnin.start(asked))
+        gpus = asked.get("gpus")
+        named = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
+        async with self._audit.recorded(request[CALLER], BURNIN_STARTED, detail=named and f"GPUs {named}"):
+            return answer(await self._burnin.start(asked))
 
-    async def _burnin_status(self, request: web.Request) -> web.Response:
+    async def burnin_status(self, request: web.Request) -> web.Response:
         return answer(await self._burnin.status())
 
-    async def _stop_burnin(self, request: web.Request) -> web.Response:
-        return answer(await self._burnin.stop("by an administrator"))
+    async def burnin_series(self, request: web.Request) -> web.Response:
+        points = count_asked(request, "points", POINTS, MOST_POINTS)
+        return answer(await self._burnin.series(request.query.get("run", "latest"), points))
 
-    async def _burnin_report(self, request: web.Request) -> web.Response:
+    async def _stop_burnin(self, request: web.Request) -> web.Response:
+        async with self._audit.recorded(request[CALLER], BURNIN_STOPPED):
+            return answer(await self._burnin.stop("by an administrator"))
+
+    async def burnin_report(self, request: web.Request) -> web.Response:
         return answer(await self._burnin.report(request.match_info["run"]))

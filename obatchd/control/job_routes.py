@@ -10,11 +10,13 @@ from attrs import define
 
 from obatchd import errors
 from obatchd.control.answer import CALLER, answer, count_asked, object_sent, time_asked
-from obatchd.control.operations import JobOperations
+from obatchd.control.operations import AnswerOperations, AnswersAsked, JobOperations
 from obatchd.documents.jobs import Jobs, Usage
 from obatchd.naming import JobFilter
 
 _JOBS_LIMIT = 10_000
+_RESULTS_LIMIT = 500
+_OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 ACTIONS = "cancel|pause|resume"
 
 
@@ -29,12 +31,15 @@ class JobRoutes:
     """The routes. All callers may use them; each sees and changes only what is theirs."""
 
     _jobs: JobOperations
+    _answers: AnswerOperations
 
     def routes(self) -> list[web.RouteDef]:
         """Those of the control API."""
         return [
             web.get("/v1/jobs", self.all),
             web.get("/v1/jobs/{job}", self.one),
+            web.get("/v1/jobs/{job}/failures", self.failures),
+            web.get("/v1/jobs/{job}/results", self.results),
             web.delete("/v1/jobs/{job}", self.remove),
             web.post("/v1/jobs/remove", self.remove_all),
             web.post("/v1/jobs/{job}/retry", self.retry),
@@ -49,13 +54,27 @@ class JobRoutes:
             raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
         if owner not in (None, "all", "mine"):
             raise errors.ConfigError("owner must be mine or all", code="bad_request")
-        given = (time_asked(request, name) for name in ("since", "ended_before"))
-        only = JobFilter(request.query.get("label"), *given)
-        jobs = self._jobs.all(caller, request.query.get("state"), limit, mine=owner == "mine", only=only)
-        return answer(Jobs(jobs))
+        since_s, before_s = (time_asked(request, name) for name in ("since", "ended_before"))
+        only = JobFilter(request.query.get("label"), since_s, before_s, request.query.get("after") or None)
+        jobs = self._jobs.all(caller, request.query.get("state"), limit + 1, mine=owner == "mine", only=only)
+        return answer(Jobs(jobs[:limit], jobs[limit - 1].job if len(jobs) > limit else None))
 
     async def one(self, request: web.Request) -> web.Response:
         return answer(self._jobs.one(request[CALLER], request.match_info["job"]))
+
+    async def failures(self, request: web.Request) -> web.Response:
+        return answer(await self._jobs.failures(request[CALLER], request.match_info["job"]))
+
+    async def results(self, request: web.Request) -> web.Response:
+        query = request.query
+        if (outcome := query.get("outcome") or None) not in (None, *_OUTCOMES):
+            raise errors.ConfigError(f"outcome must be one of {', '.join(_OUTCOMES)}", code="bad_request")
+        if not re.fullmatch("[0-9]{1,10}", after := query.get("after", "0")):
+            raise errors.ConfigError("after must be the number that came as next", code="bad_request")
+        limit = count_asked(request, "limit", 20, _RESULTS_LIMIT)
+        settled = query.get("settled") == "1"
+        asked = AnswersAsked(int(after), limit, outcome, query.get("code") or None, settled)
+        return answer(await self._answers.part(request[CALLER], request.match_info["job"], asked))
 
     async def act(self, request: web.Request) -> web.Response:
         jobs = self._jobs

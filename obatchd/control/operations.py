@@ -7,7 +7,8 @@ Every method may raise NotFoundError, and ControlError where the present state f
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from attrs import frozen
@@ -15,9 +16,10 @@ from attrs import frozen
 from obatchd.control.auth import Caller
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs
 from obatchd.documents.audit import AuditAsked, AuditDocument
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
+from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
-from obatchd.documents.jobs import JobDocument, OwnerUsage
+from obatchd.documents.history import GpuHistory, WorkHistory
+from obatchd.documents.jobs import JobAnswers, JobDocument, JobFailures, OwnerUsage
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.programs import HttpDoor, KeyEntry, NewKey
 from obatchd.documents.status import ServerEntry, Status
@@ -54,6 +56,9 @@ class JobOperations(Protocol):
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
         """One of them."""
+
+    async def failures(self, caller: Caller, job_id: str) -> JobFailures:
+        """Why requests of a job have no answer."""
 
     async def usage(self, caller: Caller, month: str | None, *, mine: bool = False) -> list[OwnerUsage]:
         """The sums of a month (2026-11, in UTC) or (None) of all, of those owners whose jobs the caller may see."""
@@ -167,6 +172,9 @@ class Burnin(Protocol):
     async def report(self, run: str) -> BurninReport:
         """A whole report."""
 
+    async def series(self, run: str, points: int) -> BurninSeries:
+        """The readings and speeds of a run over time, also of the one in progress."""
+
     async def runs(self) -> list[ListedRun]:
         """All runs, newest first."""
 
@@ -210,8 +218,11 @@ class Metrics(Protocol):
 class HostOperations(Protocol):
     """The host as a whole."""
 
-    def status(self, caller: Caller) -> Status:
-        """The whole state, of jobs and drops only those that the caller may see; without the burn-in in progress."""
+    def status(self, caller: Caller, jobs: int | None = None) -> Status:
+        """The whole state, of jobs and drops only those that the caller may see; without the burn-in in progress.
+
+        It has the first ``jobs`` of those in work, or as many as anybody reads.
+        """
 
     async def pause(self, caller: Caller) -> Paused:
         """Dispatch nothing more of any job, until ``resume``, after a restart of the daemon too."""
@@ -232,11 +243,75 @@ class HostOperations(Protocol):
         """Read the settings again; raises ConfigError where they are wrong: the old ones stay in force."""
 
 
+class AnswersAsked(NamedTuple):
+    """Which results of a job are asked for."""
+
+    after: int = 0  # a place
+    limit: int = 20
+    outcome: str | None = None  # None: any
+    code: str | None = None  # of failures; None: any
+    settled: bool = False  # also to which place nothing is missing
+
+
+class AnswerOperations(Protocol):
+    """Answers of jobs."""
+
+    async def part(self, caller: Caller, job_id: str, asked: AnswersAsked) -> JobAnswers:
+        """Some of them, beside their prompts. Raises ControlError where neither store nor outbox has them any more."""
+
+
+class Look(NamedTuple):
+    """An overview as it is sent."""
+
+    revision: str
+    body: bytes  # an :class:`obatchd.documents.status.Overview` as JSON
+
+
+class Overviews(Protocol):
+    """All that a page shows at a glance."""
+
+    def look(self, caller: Caller, jobs: int, *, mine: bool, fresh: bool) -> Look:
+        """Status, GPUs and jobs that the caller may see, at most a second old; with ``fresh`` of this moment."""
+
+
+class SpanAsked(NamedTuple):
+    """Which time is asked for, in seconds since the epoch, and how finely."""
+
+    since_s: float
+    until_s: float
+    points: int  # steps at most
+
+
+class HistoryOperations(Protocol):
+    """What was, in columns. Raises ControlError where it cannot be read."""
+
+    async def gpus(self, asked: SpanAsked, name: str | None) -> GpuHistory:
+        """Readings and events of one GPU or of all."""
+
+    async def work(self, asked: SpanAsked) -> WorkHistory:
+        """Tokens and requests of all servers and of each."""
+
+
+@frozen(eq=False)
+class Reads:
+    """What people look at again and again, by what they ask about."""
+
+    overviews: Overviews
+    answers: AnswerOperations
+    history: HistoryOperations
+
+
 class AuditOperations(Protocol):
     """The audit log, for administrators."""
 
     async def entries(self, asked: AuditAsked) -> AuditDocument:
         """Those asked for; raises ConfigError where there is no such kind."""
+
+    def recorded(
+        self, caller: Caller, kind: str, target: str = "", detail: str = ""
+    ) -> AbstractAsyncContextManager[None]:
+        """Write down what is about to be done, of a kind of :mod:`obatchd.documents.audit`, and that it failed, where
+        it does. Most operations do so by themselves."""
 
 
 @frozen(eq=False)
@@ -253,3 +328,4 @@ class Operations:
     http: Door
     audit: AuditOperations
     metrics: Metrics
+    reads: Reads

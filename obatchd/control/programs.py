@@ -7,7 +7,6 @@ API refuses the call, and SpoolError where the disk refuses. What is somebody el
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -158,18 +157,16 @@ class Piece(NamedTuple):
 
 
 class Awaited(Protocol):
-    """An answer that somebody waits for. Iterate over it for its pieces, then ask for its ``result``."""
+    """An answer that somebody waits for: ``wait`` for its pieces, then ask for its ``result``. Close it in any case."""
 
-    def __aiter__(self) -> Awaited: ...
+    async def wait(self, limit_s: float) -> bool:
+        """Wait for more of the answer, or its end; False: ``limit_s`` have passed. May be cancelled."""
 
-    async def __anext__(self) -> Piece:
-        """May be cancelled, and asked for again."""
+    def fresh(self) -> Piece | None:
+        """What has come; None: the answer is over, where ``wait`` said that something is there."""
 
     async def result(self) -> bytes:
-        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer.
-
-        May be cancelled, and asked for again.
-        """
+        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer."""
 
     async def body(self, key: str, model: str) -> bytes:
         """The result as OpenAI's API has it: the body of an answer whose id ends in ``key``. Else as ``result``.
@@ -177,15 +174,15 @@ class Awaited(Protocol):
         ``model`` is the name that is to stand in it.
         """
 
+    def close(self) -> None:
+        """Nobody waits any more: its slot is free within a moment."""
+
 
 class Asking(Protocol):
     """Takes requests of people and programs that wait for the answer."""
 
-    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> AbstractAsyncContextManager[Awaited]:
-        """Ask what one line of a drop asks, when it is entered, which raises ApiError where it is not taken.
-
-        Left, nobody waits any more: its slot is free within a moment.
-        """
+    async def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Awaited:
+        """Ask what one line of a drop asks, in pieces with ``stream``; raises ApiError where it is not taken."""
 
 
 class NativeModels(Protocol):

@@ -17,7 +17,7 @@ from msgspec import UNSET
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
 from obatchd.control.auth import Access
-from obatchd.control.operations import Operations
+from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
@@ -33,6 +33,7 @@ from obatchd.engine.housekeeping import Housekeeping
 from obatchd.front.jobs import RemoteRoutes
 from obatchd.front.listener import Listener
 from obatchd.front.metrics import MetricRoutes
+from obatchd.front.reads import LookRoutes
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.energy import EnergyMeters
@@ -54,6 +55,9 @@ from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
 from obatchd.operations.native import FleetModels
 from obatchd.operations.outputs import JobFiles
+from obatchd.operations.reads.answers import JobAnswerPages
+from obatchd.operations.reads.history import Histories, WorkLooks
+from obatchd.operations.reads.overview import HostOverviews
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -131,6 +135,7 @@ class Head:
     desk: Desk
     http: Listener
     metrics_file: TextFile
+    looks: WorkLooks
     runtime_dir: Path
 
 
@@ -170,17 +175,21 @@ def head(
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
-    routes = [*RemoteRoutes(jobs, models, host, files, JobFiles(work)).routes(), *MetricRoutes(metrics).routes()]
+    gpus, audit = GpuService(policy, here.probe, work.audit), AuditQuestions(work.audit)
+    reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), Histories(policy, gpus))
+    routes = [
+        *RemoteRoutes(jobs, models, host, files, JobFiles(work), reads.answers).routes(),
+        *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),
+    ]  # fmt: skip
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
     operations = Operations(
-        jobs, servers, models, GpuService(policy, here.probe, work.audit), runs, host, desk.keys, http,
-        AuditQuestions(work.audit), metrics,
+        jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads,
     )  # fmt: skip
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
-        TextFile(metrics, settings), runtime_dir,
+        TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from obatchd import crash_points, log
 from obatchd.counters import DISK_S, Histogram
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Outcome
-from obatchd.jobs.store import AttemptRow, EnergyRow, ResultRow
+from obatchd.jobs.store import AttemptRow, CostRow, ResultRow
 from obatchd.live.work import Part
 
 _log = log.get(__name__)
@@ -37,7 +37,7 @@ class AttemptsInProgress(Protocol):
 class EnergySums(Protocol):
     """Adds up the energy of jobs; :class:`obatchd.delivery.energy.EnergyBill`."""
 
-    def unkept(self) -> list[tuple[str, EnergyRow]]:
+    def unkept(self) -> list[tuple[str, CostRow]]:
         """Sums to be kept with the next commit, each given once; with the segment of the job."""
 
 
@@ -114,7 +114,7 @@ class Committer(Part):
             await asyncio.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
 
     async def _commit(
-        self, finished: list[Finished], failed: list[Failed], energy: list[tuple[str, EnergyRow]]
+        self, finished: list[Finished], failed: list[Failed], energy: list[tuple[str, CostRow]]
     ) -> set[tuple[int, int]]:
         """Write; returns the requests (job, line) that had another outcome already."""
         results = [

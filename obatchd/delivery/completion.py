@@ -125,41 +125,37 @@ class Completion:
 
     def committed(self, batch: Sequence[Finished]) -> None:
         """Count results that are durable, write their files, and publish the jobs that are complete."""
-        jobs = self._work.jobs
-        responses: dict[int, list[tuple[int, bytes]]] = {}
-        touched: dict[int, LiveJob] = {}
-        counters, counted, failed = self._work.counters, 0, 0
+        by_job: dict[int, list[Finished]] = {}
         for finished in batch:
-            live = jobs.get(finished.job)
-            if live is None:
-                continue
-            outcome = Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED
-            live.count(outcome, tokens=finished.response_tokens)
-            touched[live.key] = live
-            counted += 1
-            if not finished.succeeded:
-                failure = _failure.decode(finished.record)
-                failed += 1
-                counters.failures[failure.code] += 1
-                live.blame(failure.code, failure.message)
-                if failure.prompt_tokens or failure.response_tokens:  # an answer that was none
-                    self.energy.answered(
-                        live.key, failure.server, failure.duration_s, failure.prompt_tokens, failure.response_tokens
-                    )
-                continue
-            self.energy.answered(
-                live.key, finished.server, finished.duration_s, finished.prompt_tokens, finished.response_tokens
-            )
-            if live.response_files():
-                responses.setdefault(live.key, []).append((finished.line, finished.record))
-        counters.requests[Outcome.SUCCEEDED.value] += counted - failed
-        counters.requests[Outcome.FAILED.value] += failed
-        if responses:
-            given = [(jobs[key], records) for key, records in responses.items()]
-            self.publisher.responses.write([(live.outbox, records, live.text_suffix) for live, records in given])
-        for live in touched.values():
-            self.check(live)
+            by_job.setdefault(finished.job, []).append(finished)
+        for job, results in by_job.items():
+            if (live := self._work.jobs.get(job)) is not None:
+                self._count(live, results)
+                self.check(live)
         self.watch_backlog()
+
+    def _count(self, live: LiveJob, results: list[Finished]) -> None:
+        good = [finished for finished in results if finished.succeeded]
+        if good:
+            live.count(Outcome.SUCCEEDED, len(good), sum(finished.response_tokens for finished in good))
+            self._work.counters.requests[Outcome.SUCCEEDED.value] += len(good)
+            self.energy.count(live, good)
+        if good and live.response_files():
+            records = [(finished.line, finished.record) for finished in good]
+            self.publisher.responses.write([(live.outbox, records, live.text_suffix)])
+        if len(good) < len(results):
+            self._count_failures(live, [finished for finished in results if not finished.succeeded])
+
+    def _count_failures(self, live: LiveJob, results: list[Finished]) -> None:
+        live.count(Outcome.FAILED, len(results))
+        self._work.counters.requests[Outcome.FAILED.value] += len(results)
+        for failure in [_failure.decode(finished.record) for finished in results]:
+            self._work.counters.failures[failure.code] += 1
+            live.blame(failure.code, failure.message)
+            if failure.prompt_tokens or failure.response_tokens:  # an answer that was none
+                self.energy.answered(
+                    live.key, failure.server, failure.duration_s, failure.prompt_tokens, failure.response_tokens
+                )
 
     def watch_backlog(self) -> None:
         """Offer nothing more while results gather faster than the disk takes them."""

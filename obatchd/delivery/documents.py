@@ -11,7 +11,7 @@ import msgspec
 
 from obatchd import __version__
 from obatchd.delivery.advice import advice
-from obatchd.delivery.energy import energy_of
+from obatchd.delivery.energy import cost_so_far, energy_of
 from obatchd.dispatch.protocol import JobContext, context_sha256
 from obatchd.documents import excerpt
 from obatchd.documents.jobs import (
@@ -42,12 +42,17 @@ _Head = tuple[
 ]  # fmt: skip
 
 
+def in_work(live: LiveJob) -> str:
+    """The state of a job that is not over, in a word."""
+    return "cancelling" if live.cancelled else live.state().value
+
+
 def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDocument:
     """A job in progress, as ``status.json`` and the control API show it; ``all_held_up``: why no job gets on."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
     document = JobDocument(
-        *_head(live.row, "cancelling" if live.cancelled else live.state().value),
+        *_head(live.row, in_work(live)),
         paused=live.paused,
         requests=live.requests if live.indexed else None,
         indexed=live.requests,
@@ -64,6 +69,7 @@ def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDoc
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
         energy_j=round(live.energy_j, 1) if live.energy_tokens else msgspec.UNSET,
+        cost=cost_so_far(live) or msgspec.UNSET,
         label=live.row.job_label or msgspec.UNSET,
     )
     waits = not (live.paused or live.publishing or live.ending)
@@ -77,6 +83,8 @@ def last_status(live: LiveJob, summary: Summary) -> JobDocument:
     """The last ``status.json`` of a job. It is written before the summary, so that no crash leaves an older one."""
     document = job_document(live, 0)
     document.state, document.finished_at, document.eta_s = summary.state, summary.finished_at, None
+    document.totals = _totals(msgspec.to_builtins(summary))
+    document.energy_j = document.cost = msgspec.UNSET
     return document
 
 

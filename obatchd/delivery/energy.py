@@ -1,4 +1,4 @@
-"""The energy of jobs: meters of the servers' GPUs on one side, answers on the other."""
+"""What jobs cost, above all their energy: meters of the servers' GPUs on one side, answers on the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 from attrs import define, field
 
 from obatchd.delivery.shares import PROMPT_TOKEN, Running, ServerShares, Share, weighed
-from obatchd.jobs.store import EnergyRow
+from obatchd.dispatch.events import Finished
+from obatchd.documents.jobs import CostSoFar
+from obatchd.jobs.store import CostRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
 from obatchd.live.work import Work
@@ -44,6 +46,16 @@ def energy_of(live: LiveJob, totals: Totals, models: Models) -> JobEnergy:
     )
 
 
+def cost_so_far(live: LiveJob) -> CostSoFar | None:
+    """What a job in work has cost; None where nothing was answered yet."""
+    tokens = weighed(live.prompt_tokens, live.response_tokens)
+    if not tokens:
+        return None
+    share = min(1.0, live.energy_tokens / tokens)
+    told = round(share * live.response_tokens / live.energy_j, 4) if share and live.energy_j else None
+    return CostSoFar(live.prompt_tokens, live.response_tokens, round(live.gpu_s, 3), told)
+
+
 def _why_not_all(totals: Totals, models: Models, share: float) -> str:
     servers: dict[str, list[str]] = {}  # by reason
     for name in sorted(totals.busy_s):
@@ -51,6 +63,10 @@ def _why_not_all(totals: Totals, models: Models, share: float) -> str:
             servers.setdefault(reason, []).append(name)
     told = [f"{', '.join(names)}: {reason}" for reason, names in servers.items()]
     return "; ".join(told) or (_UNREAD if share else _NOTHING)
+
+
+def _cost(live: LiveJob) -> CostRow:
+    return CostRow(live.key, live.energy_j, live.energy_tokens, live.gpu_s, live.prompt_tokens, live.response_tokens)
 
 
 class SlotsInUse(Protocol):
@@ -62,7 +78,7 @@ class SlotsInUse(Protocol):
 
 @define(eq=False)
 class EnergyBill:
-    """Adds to the energy of each job. Lives in the main loop."""
+    """Adds to what each job has cost. Lives in the main loop."""
 
     _work: Work
     _models: Models
@@ -78,6 +94,17 @@ class EnergyBill:
         if (shares := self._servers.get(server_id)) is not None:
             now_s = monotonic_s()
             shares.answered(job, now_s - duration_s, now_s, response_tokens + PROMPT_TOKEN * prompt_tokens)
+
+    def count(self, live: LiveJob, answers: Sequence[Finished]) -> None:
+        """These answers are durable: add what they cost to what is told of the job while it runs."""
+        busy_s: dict[str, float] = {}
+        for answer in answers:
+            busy_s[answer.server] = busy_s.get(answer.server, 0.0) + answer.duration_s
+            self.answered(live.key, answer.server, answer.duration_s, answer.prompt_tokens, answer.response_tokens)
+        live.gpu_s += sum(of_server_s * self._models.gpus_per_slot(name) for name, of_server_s in busy_s.items())
+        live.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
+        live.response_tokens += sum(answer.response_tokens for answer in answers)
+        self._unkept[live.key] = live
 
     def look(self) -> None:
         """Take the meters of all servers, where they were read since."""
@@ -106,14 +133,10 @@ class EnergyBill:
             for job in shares.jobs():
                 self._add(job, shares.take(job))
 
-    def unkept(self) -> list[tuple[str, EnergyRow]]:
+    def unkept(self) -> list[tuple[str, CostRow]]:
         """The sums of jobs that the store does not know, each given once; with the segment of the job."""
         changed, self._unkept = self._unkept, {}
-        return [
-            (live.row.segment, EnergyRow(job, live.energy_j, live.energy_tokens))
-            for job, live in changed.items()
-            if job in self._work.jobs
-        ]
+        return [(live.row.segment, _cost(live)) for job, live in changed.items() if job in self._work.jobs]
 
     def _add(self, job: int, share: Share) -> None:
         live = self._work.jobs.get(job)

@@ -281,6 +281,8 @@ class Dispatcher:
                 link.token_s = time.monotonic()
                 for item in message.items:
                     self._outcomes.result(link, item)
+                if any(item.succeeded for item in message.items):
+                    link.server.progress()
                 link.counted()
                 self.wake()
             case protocol.Started():

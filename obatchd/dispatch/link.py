@@ -46,6 +46,7 @@ class ServerPort(Protocol):
     gpu_label: str
     token: str
     slots: int
+    version: str  # of Ollama; empty: not known
     loaded: Profile | None
     loading: Profile | None
     load_s: float | None
@@ -126,6 +127,7 @@ class Link:
         self.mean_s = 1.0
         self.choosy = False  # the next request depends on the slot that becomes free, so none waits at the worker
         self.computed: list[Kin] = []  # families of requests that ended here, the latest last
+        self.people = 0  # interactive requests that are here
         self.kept_free = 0  # slots that batches leave to interactive requests
         self.awaited = False  # an interactive request gets the next slot that is free here, or it is to be kept free
         self.vectors = False  # the latest answer was vectors
@@ -142,7 +144,9 @@ class Link:
         self.window: Window | None = None  # takes answers while the server's speed is measured
         self.watch = ServerWatch(settings)
         self.watchdog: Counter[str] = Counter()  # symptoms found and restarts made, by name
+        self._configured_of: object = None  # what ``configured`` was made of
         self._tokens = RateMeter(_RATE_WINDOW_S)
+        self._metered = 0  # of ``tokens_done``
 
     @property
     def usable(self) -> bool:
@@ -180,11 +184,6 @@ class Link:
         return self.fast or self.vectors
 
     @property
-    def people(self) -> int:
-        """Interactive requests that are here."""
-        return sum(1 for job, _ in self.offers if job == protocol.INTERACTIVE)
-
-    @property
     def free_for_batches(self) -> int:
         """Slots that are free and not kept so."""
         return max(0, min(self.server.slots, self.credit) - len(self.offers))
@@ -201,8 +200,9 @@ class Link:
 
     @property
     def families(self) -> int:
-        """How many families have requests here."""
-        kin = {(offered.taken.lane.job, offered.taken.pending.family) for offered in self.offers.values()}
+        """How many families have requests here, of jobs in which several requests begin alike."""
+        taken = (offered.taken for offered in self.offers.values())
+        kin = {(one.lane.job, one.pending.family) for one in taken if one.lane.kindred}
         return sum(family is not None for _, family in kin)
 
     @property
@@ -214,6 +214,7 @@ class Link:
 
     def give(self, key: tuple[int, int], offered: Offered) -> None:
         """A request comes here."""
+        self.people += key[0] == protocol.INTERACTIVE
         self.offers[key] = offered
         if (family := offered.taken.pending.family) is not None:
             self._at_work.came(self.server.id, offered.taken.lane.job, family)
@@ -223,7 +224,10 @@ class Link:
     def take_back(self, key: tuple[int, int]) -> Offered | None:
         """A request leaves; None where it is not here."""
         offered = self.offers.pop(key, None)
-        if offered is not None and (family := offered.taken.pending.family) is not None:
+        if offered is None:
+            return None
+        self.people -= key[0] == protocol.INTERACTIVE
+        if (family := offered.taken.pending.family) is not None:
             self._at_work.went(self.server.id, offered.taken.lane.job, family)
         return offered
 
@@ -261,9 +265,13 @@ class Link:
     def configure(self) -> None:
         """Tell the worker its server; does nothing when it knows already."""
         server, limits = self.server, self._settings.value.dispatch
+        known = (server.base_url, server.slots, server.version, limits)
+        if self.configured is not None and known == self._configured_of:
+            return  # as nearly always: nothing else of a server changes
+        self._configured_of = known
         timeouts = (limits.connect_timeout_s, limits.stall_s, limits.request_timeout_s)
         message = protocol.Configure(
-            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts
+            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts, server.version
         )
         if self.worker is not None and message != self.configured:
             self.configured = message
@@ -293,6 +301,7 @@ class Link:
 
     def counted(self) -> None:
         """Let the server know how many requests it has."""
+        self._meter()
         self.work.fold(_TOGETHER)
         self.server.in_flight = len(self.offers)
         if self.offers:
@@ -309,8 +318,14 @@ class Link:
         self.requests_done += 1
         self.mean_s += max(0.1, 1 / self.requests_done) * (duration_s - self.mean_s)
         self.tokens_done += tokens
-        self._tokens.add(tokens)
 
     def tokens_per_s(self) -> float:
         """Answer tokens per second over the last ten seconds."""
+        self._meter()
         return self._tokens.per_s()
+
+    def _meter(self) -> None:
+        """Answers come many in a frame, and the meter takes their tokens together."""
+        if (fresh := self.tokens_done - self._metered) > 0:
+            self._metered = self.tokens_done
+            self._tokens.add(fresh)

@@ -55,6 +55,12 @@ class Offering:
                 link.recall(len(link.offers))
         for profile, links in by_profile.items():
             links = _without_failing(links)
+            if not self._queue.has(profile):  # as where people alone ask
+                self._waited_s.pop(profile, None)
+                for link in links:
+                    link.choosy = False
+                self._steal(profile)
+                continue
             suspects = self._queue.has_suspects(profile, self._outcomes.trials.undecided)
             overdue = self._overdue(profile, suspects=suspects)
             if overdue:
@@ -123,7 +129,8 @@ class Offering:
                     )
                     self._offer(link, profile, taken)
             return
-        self._spread(profile, links, avoid, places)
+        if self._queue.more_than(profile, 0):
+            self._spread(profile, links, avoid, places)
         self._steal(profile)
 
     def _spread(self, profile: Profile, links: list[Link], avoid: Set[str], places: Places | None) -> None:
@@ -145,6 +152,8 @@ class Offering:
     def _steal(self, profile: Profile) -> None:
         """Where a server has a free slot and nothing waits, take back requests that wait behind a busy server."""
         links = [link for link in self._links.values() if link.usable and link.server.loaded == profile]
+        if not any(len(link.offers) > link.server.slots for link in links):
+            return
         free = sum(link.free_for_batches for link in links)
         if not free or self._queue.more_than(profile, 0):
             return

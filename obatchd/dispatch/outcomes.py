@@ -80,7 +80,9 @@ class OutcomeHandler:
                 self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             lane = offered.taken.lane
-            waited_s = offered.started_s - lane.accepted_s if item.attempt == 1 and lane.accepted_s else 0.0
+            waited_s = 0.0
+            if item.attempt == 1 and lane.accepted_s:
+                waited_s = (offered.started_s or time.time() - item.duration_s) - lane.accepted_s
             link.work.recent.extend(  # as obatchd.counters has them
                 (lane.profile.model, item.prompt_tokens, item.response_tokens, item.duration_s, item.eval_s, waited_s)
             )
@@ -92,7 +94,6 @@ class OutcomeHandler:
                     item.response_tokens, item.eval_s,
                 )
             )  # fmt: skip
-            link.server.progress()
             self._clear(key, offered.taken, link)
             self._finish(offered.taken, item.record, item.duration_s, succeeded=True, item=item, server=link.server.id)
             return
@@ -112,10 +113,11 @@ class OutcomeHandler:
 
     def _clear(self, key: tuple[int, int], taken: Taken, link: Link) -> None:
         """A request that was in flight in crashes is answered: it was not its fault, where it came from elsewhere."""
-        if (suspicion := self.trials.suspicion.get(key)) is not None:
+        servers: dict[str, float] = {}
+        if key[0] == INTERACTIVE:
+            servers = self._interactive.crashed(taken)
+        elif (suspicion := self.trials.suspicion.get(key)) is not None:
             servers = suspicion.servers
-        else:
-            servers = self._interactive.crashed(taken) if key[0] == INTERACTIVE else {}
         for server, crashed_s in servers.items():
             if server != link.server.id:
                 self.crash_listener.cleared(server, str(taken.lane.profile), crashed_s, link.server.id)

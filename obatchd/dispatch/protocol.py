@@ -29,6 +29,7 @@ class Configure(msgspec.Struct, tag="configure", frozen=True):
     connect_timeout_s: float
     stall_s: float
     request_timeout_s: float
+    version: str = ""  # of Ollama; empty: not known
 
 
 class JobContext(msgspec.Struct, tag="job", frozen=True):

@@ -54,8 +54,9 @@ class ProfileSwitcher:
         waiting = self._queue.profiles()
         self._fail_unservable(waiting)
         self._age(waiting)
+        now_s = time.monotonic()
         for link in self._links.values():
-            if not link.server.ready or link.loading is not None or time.monotonic() < link.held_until_s:
+            if not link.server.ready or link.loading is not None or now_s < link.held_until_s:
                 continue
             if link.switching_to is None and (wanted := self._wanted(link, waiting)) is not None:
                 self._switch(link, wanted)
@@ -76,6 +77,9 @@ class ProfileSwitcher:
 
     def _age(self, waiting: list[Profile]) -> None:
         """Remember since when a profile waits that no server has or loads."""
+        if not waiting:
+            self._unserved_since_s = {}
+            return
         now_s = time.monotonic()
         served = {link.server.loaded for link in self._links.values() if link.server.ready and not link.switching_to}
         served |= {link.switching_to for link in self._links.values()}
@@ -186,6 +190,8 @@ class ProfileSwitcher:
 
     def _fail_unservable(self, waiting: list[Profile]) -> None:
         """Fail requests nobody can serve. A server that is out of use is not waited for, one that restarts is."""
+        if not any(link.refused for link in self._links.values()):
+            return
         now_s = time.monotonic()
         for link in self._links.values():
             link.refused = {profile: refused for profile, refused in link.refused.items() if refused.until_s >= now_s}

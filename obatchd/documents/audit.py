@@ -1,4 +1,4 @@
-"""The audit log: who did what to keys, GPUs, servers and the work of others; lines of a file, and an answer."""
+"""The audit log: who did what to keys, GPUs, servers, models and others' work; lines of a file, and an answer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ GPU_TAKEN_BACK, GPU_SHARED, GPU_UNSHARED = "gpu_taken_back", "gpu_shared", "gpu_
 JOB_CANCELLED, JOB_REMOVED, JOB_RETRIED = "job_cancelled", "job_removed", "job_retried"
 JOB_PAUSED, JOB_RESUMED, FILE_REMOVED = "job_paused", "job_resumed", "file_removed"
 HOST_PAUSED, HOST_RESUMED, HOST_DRAINED = "host_paused", "host_resumed", "host_drained"
-HOST_UNDRAINED = "host_undrained"
+HOST_UNDRAINED, HOST_RELOADED = "host_undrained", "host_reloaded"
 SERVER_DRAINED, SERVER_RESUMED, SERVER_RESTARTED = "server_drained", "server_resumed", "server_restarted"
+MODEL_PULLED, MODEL_REMOVED = "model_pulled", "model_removed"
+BURNIN_STARTED, BURNIN_STOPPED = "burnin_started", "burnin_stopped"
 RECORDS_LOST = "records_lost"  # the disk refused for so long that not all could be kept until it took them
 KINDS = (
     KEY_ADDED, KEY_REMOVED, GPU_QUARANTINED, GPU_RELEASED, GPU_LENT, GPU_TAKEN_BACK, GPU_SHARED, GPU_UNSHARED,
     JOB_CANCELLED, JOB_REMOVED, JOB_RETRIED, JOB_PAUSED, JOB_RESUMED, FILE_REMOVED, HOST_PAUSED, HOST_RESUMED,
-    HOST_DRAINED, HOST_UNDRAINED, SERVER_DRAINED, SERVER_RESUMED, SERVER_RESTARTED, RECORDS_LOST,
+    HOST_DRAINED, HOST_UNDRAINED, HOST_RELOADED, SERVER_DRAINED, SERVER_RESUMED, SERVER_RESTARTED, MODEL_PULLED,
+    MODEL_REMOVED, BURNIN_STARTED, BURNIN_STOPPED, RECORDS_LOST,
 )  # fmt: skip
 # Where somebody came from: the socket of obatchctl, HTTP over the network, the socket of HTTP, and nowhere.
 CONTROL, HTTP, HTTP_SOCKET, ITSELF = "control", "http", "http-socket", "obatchd"
@@ -36,7 +39,7 @@ class AuditEntry(msgspec.Struct, kw_only=True):
     pid: int | UnsetType = UNSET  # of the other end of a socket, when it connected
     key: str | UnsetType = UNSET  # its id
     key_label: str | UnsetType = UNSET
-    target: str = ""  # the id of the key, job or file, the UUID of the GPU, the server; empty: all of the daemon
+    target: str = ""  # the id of the key, job or file, the UUID of the GPU, the server, model; empty: all of the daemon
     owner: int | UnsetType = UNSET  # uid whose that is
     detail: str | UnsetType = UNSET  # a reason that was given, how long
     failed: str | UnsetType = UNSET  # it came to nothing, by the error of this code; what was asked stands before

@@ -189,6 +189,15 @@ class BurninGpuPages(BurninGpu, kw_only=True):
     series: Series
 
 
+class GpuSeries(Series, kw_only=True):
+    """The series of one GPU."""
+
+    uuid: str
+    index: int
+    name: str
+    server: str
+
+
 class BurninGap(msgspec.Struct, rename={"since": "from"}):
     """Nothing was loaded and nothing seen."""
 
@@ -236,6 +245,19 @@ class BurninReport(_Run, kw_only=True):
     events: list[BurninEvent]  # of the host
     at: list[str]  # end of each bucket
     gpus: list[BurninGpuPages]
+
+
+class BurninSeries(msgspec.Struct):
+    """``GET /v1/burnin/series``: how a run went so far; of many buckets several are drawn together."""
+
+    run: str
+    state: str  # as of the report
+    active: bool
+    elapsed_s: Number  # of load
+    asked_s: float
+    at_s: list[float]  # end of each bucket, in seconds since the epoch
+    gaps: list[BurninGap]
+    gpus: list[GpuSeries]
 
 
 class ListedGpu(msgspec.Struct):

@@ -57,6 +57,15 @@ class JobTotals(msgspec.Struct):
     tokens_per_j: float | None = None
 
 
+class CostSoFar(msgspec.Struct):
+    """What a job in work has cost: what was durable when the daemon ended last is in it."""
+
+    prompt_tokens: int
+    response_tokens: int
+    gpu_s: float
+    tokens_per_j: float | None  # of answers, for the tokens whose energy is known; null where it is of none
+
+
 class JobDetails(msgspec.Struct):
     """What a list of many jobs has no room for."""
 
@@ -98,6 +107,7 @@ class JobDocument(Document):
     retries: list[str] | msgspec.UnsetType = msgspec.UNSET
     label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
     held_up: str | msgspec.UnsetType = msgspec.UNSET  # why its requests wait for servers; absent where they do not
+    cost: CostSoFar | msgspec.UnsetType = msgspec.UNSET  # absent where nothing was answered yet, or the job is over
     energy_j: float | msgspec.UnsetType = msgspec.UNSET  # of GPUs, so far; absent where nothing is known yet
     totals: JobTotals | None = None  # of a job that is over, unless an earlier version finished it
     details: JobDetails | None = None  # null in lists
@@ -130,6 +140,54 @@ class Jobs(msgspec.Struct):
     """``GET /v1/jobs``: newest first."""
 
     jobs: list[JobDocument]
+    next: str | None = None  # the id to ask for as ``after``; null: there are no older ones
+
+
+class Cause(msgspec.Struct):
+    """The requests of a job that have no answer for one cause."""
+
+    code: str
+    requests: int
+    line: int | None  # of the first in the drop, from 1; null: not kept any more
+    example: str  # the message of that
+    advice: str  # what to do
+
+
+class JobFailures(msgspec.Struct):
+    """``GET /v1/jobs/JOB/failures``: why requests have no answer, of a job in work too; the most frequent first."""
+
+    job: str
+    state: str  # as of the job
+    requests: int | None
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    failures: list[Cause]
+
+
+class ShownAnswer(msgspec.Struct):
+    """One result, beside its prompt."""
+
+    at: int  # its place, for ``after``
+    line: int  # of the drop, from 1
+    id: str
+    outcome: str
+    prompt: str | None  # as it was sent; null: not kept any more
+    record: dict[str, Any]  # as in results.jsonl and errors.jsonl
+    repeat: int | msgspec.UnsetType = msgspec.UNSET  # of several answers to the prompt, which
+    raw: bool | msgspec.UnsetType = msgspec.UNSET  # the prompt is the line of the drop, which could not be read
+    advice: str | msgspec.UnsetType = msgspec.UNSET  # what to do about a failure
+
+
+class JobAnswers(msgspec.Struct):
+    """``GET /v1/jobs/JOB/results``: a part of those there are by now, in the order of the drop."""
+
+    job: str
+    state: str  # as of the job
+    results: list[ShownAnswer]
+    next: int | None  # the place to go on after; null: there are no more
+    settled: int | msgspec.UnsetType = msgspec.UNSET  # up to this place every request has its result; where it is asked
 
 
 class Submitted(msgspec.Struct):

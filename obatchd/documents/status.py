@@ -7,6 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from obatchd.documents import Document, Number
 from obatchd.documents.burnin import BurninBrief
+from obatchd.documents.gpus import Gpus
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import Pull
 from obatchd.documents.programs import HttpDoor
@@ -124,6 +125,18 @@ class DiskState(msgspec.Struct):
     free_bytes: int
     free_inodes: int  # -1 where the file system does not count them
     low: bool  # dispatch and inbox wait
+
+
+class Overview(Document):
+    """``GET /v1/page``: all that a page shows at a glance, in one document."""
+
+    revision: str  # another one as soon as anything else in the document is another one
+    uid: int  # of the caller
+    administrator: bool
+    status: Status  # without jobs; free bytes and inodes are rounded, so that they change seldom
+    gpus: Gpus
+    jobs: list[JobDocument]  # all in work, up to 1,000, and the newest others; newest first
+    next: str | None  # for older ones: the id to ask for as ``after`` of ``GET /v1/jobs``; null: there are none
 
 
 class Status(Document):

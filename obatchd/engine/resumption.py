@@ -79,14 +79,16 @@ class Resumption(Part):
     def _take_up_job(self, row: JobRow, segment: Segment, indexed: bool) -> None:
         # All is read before the job is live: where the disk refuses, the next try passes over those that are.
         counts, lanes, attempts = segment.tallies(row.key), segment.lanes(row.key), segment.attempts(row.key)
-        energy = segment.energy(row.key)
+        cost = segment.cost(row.key)
+        failures = segment.failures(row.key)
         open_lanes = [lane for lane in lanes if lane.requests > lane.finished]
         reached = {lane.lane: segment.last_finished(row.key, lane.lane) for lane in open_lanes}
         live = self._admission.add(row)
         live.resumed = True
         self._completion.cancellation.mark_expired(live)
         live.indexed, live.counts = indexed, counts
-        live.energy_j, live.energy_tokens = energy.energy_j, energy.tokens
+        live.take_up(cost)
+        live.failures = {cause.code: (cause.requests, cause.message) for cause in failures}
         # Lines refused while indexing have results and belong to no lane.
         refused = live.refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
@@ -107,8 +109,8 @@ class Resumption(Part):
         live = self._admission.add(row)
         live.resumed = live.indexed = True
         segment = self._work.store.of(row)
-        energy, lanes = segment.energy(row.key), segment.lanes(row.key)
-        live.energy_j, live.energy_tokens = energy.energy_j, energy.tokens
+        lanes = segment.lanes(row.key)
+        live.take_up(segment.cost(row.key))
         live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, lanes)
         live.requests = live.finished
         live.refused = live.finished - sum(lane.finished for lane in lanes)

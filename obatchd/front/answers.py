@@ -31,7 +31,6 @@ _SECURE = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
-_Response = TypeVar("_Response", bound=web.StreamResponse)
 _TYPES = {429: "rate_limit_error", 403: "permission_error"}
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -62,11 +61,10 @@ def refusal(error: ApiError, *, native: bool = False) -> web.Response:
     return response
 
 
-def with_usual_headers(response: _Response) -> _Response:
-    """With those that every answer has."""
+def add_usual_headers(response: web.StreamResponse) -> None:
+    """Those that every answer has."""
     response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
     response.headers.update(_SECURE)
-    return response
 
 
 def problem(error: ApiError) -> ProblemDocument:

@@ -60,31 +60,3 @@ def _is_loopback(who: str) -> bool:
         return ipaddress.ip_address(who).is_loopback
     except ValueError:
         return False
-
-
-class Watched(asyncio.Protocol):
-    """Passes everything on to the protocol of a connection, and knows when it has ended."""
-
-    def __init__(self, inner: asyncio.Protocol, ended: asyncio.Future[None]) -> None:
-        self._inner = inner
-        self.ended = ended
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._inner.connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._inner.connection_lost(exc)
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()

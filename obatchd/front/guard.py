@@ -13,8 +13,6 @@ import pwd
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -75,7 +73,8 @@ class Guard:
     _calls: Counter[int] = field(factory=Counter, init=False)  # under way, by uid
     _waiting: Counter[int] = field(factory=Counter, init=False)  # those that wait for a model
     _bodies: Counter[int] = field(factory=Counter, init=False)
-    _with_key: dict[str, set[asyncio.Transport]] = field(factory=dict, init=False)  # connections of calls, by key
+    # Calls under way that brought a key, with its id; requests have no hash.
+    _with_key: dict[int, tuple[str, web.Request]] = field(factory=dict, init=False)
     _wrong: int = field(default=0, init=False)
     _wrong_told_s: float = field(default=float("-inf"), init=False)
 
@@ -168,9 +167,8 @@ class Guard:
             _log.warning("wrong_keys", calls=self._wrong)
             self._wrong, self._wrong_told_s = 0, now_s
 
-    @contextmanager
-    def admitted(self, request: web.Request, route: Route) -> Iterator[None]:
-        """While a call is under way. Raises ApiError where its user has too many."""
+    def enter(self, request: web.Request, route: Route) -> None:
+        """A call begins, until it has to ``leave``. Raises ApiError where its user has too many under way."""
         uid = request[CALLER].uid
         calls, most = (self._waiting, _WAITING_OF_ONE_USER) if route.waits else (self._calls, _CALLS_OF_ONE_USER)
         if calls[uid] >= most:
@@ -178,25 +176,23 @@ class Guard:
             raise ApiError(words, status=429, code="too_many_calls", final=False)
         calls[uid] += 1
         request[ROOM] = Held(self._bodies, uid)
-        key, transport = request.get(_KEY), request.transport
-        if key is not None and transport is not None:
-            self._with_key.setdefault(key, set()).add(transport)
-        try:
-            yield
-        finally:
-            calls[uid] -= 1
-            if not calls[uid]:
-                del calls[uid]
-            if key is not None and transport is not None:
-                with suppress(KeyError):
-                    self._with_key[key].discard(transport)
-                    if not self._with_key[key]:
-                        del self._with_key[key]
+        if (key := request.get(_KEY)) is not None:
+            self._with_key[id(request)] = key, request
+
+    def leave(self, request: web.Request, route: Route) -> None:
+        """A call is over."""
+        uid = request[CALLER].uid
+        calls = self._waiting if route.waits else self._calls
+        calls[uid] -= 1
+        if not calls[uid]:
+            del calls[uid]
+        self._with_key.pop(id(request), None)
 
     def cut_off(self, key: str) -> None:
         """End the calls under way of a key that is good no more."""
-        for transport in self._with_key.pop(key, ()):
-            transport.abort()
+        for its, request in list(self._with_key.values()):
+            if its == key and (transport := request.transport) is not None:
+                transport.abort()
 
 
 def _is_of_metrics(route: Route | None) -> bool:

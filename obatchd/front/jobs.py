@@ -18,7 +18,7 @@ from attrs import define
 from obatchd.control.answer import answer
 from obatchd.control.auth import Caller
 from obatchd.control.job_routes import ACTIONS, JobRoutes
-from obatchd.control.operations import HostOperations, JobOperations, ModelOperations, Submission
+from obatchd.control.operations import AnswerOperations, HostOperations, JobOperations, ModelOperations, Submission
 from obatchd.control.programs import BATCHES, SCOPES_OF_PROGRAMS, FileOperations, ResultFiles
 from obatchd.control.submit import TOKEN_LIMIT, is_file_name
 from obatchd.documents.jobs import JobDocument, Submitted
@@ -30,7 +30,7 @@ from obatchd.front.routes import CALLER, Handler, Route
 from obatchd.tasks import to_its_end
 from obatchd.words import misfit
 
-_BELOW = "/obatchd/v1"
+BELOW = "/obatchd/v1"
 _SO_FAR = "so-far.jsonl"
 _LINES = "application/jsonl"
 _OF_A_JOB = ("-input", "-output", "-error")  # files of batches, which stay
@@ -57,15 +57,19 @@ class RemoteRoutes:
     _host: HostOperations
     _files: FileOperations
     _results: ResultFiles
+    _answers: AnswerOperations
 
     def routes(self) -> list[Route]:
-        jobs, one = JobRoutes(self._jobs), f"{_BELOW}/jobs/{{job}}"
+        jobs, one = JobRoutes(self._jobs, self._answers), f"{BELOW}/jobs/{{job}}"
         return [
-            Route("GET", f"{_BELOW}/status", self._status, SCOPES_OF_PROGRAMS),
-            Route("GET", f"{_BELOW}/models", self._list_models, SCOPES_OF_PROGRAMS),
-            Route("GET", f"{_BELOW}/jobs", jobs.all, (BATCHES,)),
-            Route("POST", f"{_BELOW}/jobs", self._submit, (BATCHES,)),
+            Route("GET", f"{BELOW}/status", self._status, SCOPES_OF_PROGRAMS),
+            Route("GET", f"{BELOW}/models", self._list_models, SCOPES_OF_PROGRAMS),
+            Route("GET", f"{BELOW}/jobs", jobs.all, (BATCHES,)),
+            Route("POST", f"{BELOW}/jobs", self._submit, (BATCHES,)),
             Route("GET", one, jobs.one, (BATCHES,)),
+            Route("DELETE", one, _whole(jobs.remove), (BATCHES,)),
+            Route("GET", f"{one}/failures", jobs.failures, (BATCHES,)),
+            Route("GET", f"{one}/results", jobs.results, (BATCHES,)),
             Route("POST", f"{one}/retry", _whole(jobs.retry), (BATCHES,)),
             Route("POST", f"{one}/{{action:{ACTIONS}}}", _whole(jobs.act), (BATCHES,)),
             Route("GET", f"{one}/files/{_SO_FAR}", self._so_far, (BATCHES,)),

@@ -25,9 +25,9 @@ from obatchd.control.programs import Programs
 from obatchd.control.sockets import listen
 from obatchd.documents.programs import HttpDoor
 from obatchd.errors import ApiError
-from obatchd.front.answers import as_refusal, route_of, too_large, with_usual_headers
+from obatchd.front.answers import as_refusal, route_of, too_large
 from obatchd.front.batches import BatchRoutes
-from obatchd.front.connections import Crowd, Watched
+from obatchd.front.connections import Crowd
 from obatchd.front.files import FileRoutes
 from obatchd.front.guard import Guard
 from obatchd.front.inference.asking import InferenceRoutes
@@ -35,7 +35,7 @@ from obatchd.front.malformed import Calls
 from obatchd.front.models import ModelRoutes
 from obatchd.front.native.asking import NativeRoutes
 from obatchd.front.native.models import NativeModelRoutes
-from obatchd.front.routes import CALLER, Handler, Route
+from obatchd.front.routes import CALLER, Call, Route, Table, call_of
 from obatchd.front.tls import Certificate
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -71,12 +71,14 @@ class Listener:
         self._calls = Counter[tuple[str, str, int]]() if calls is None else calls
         self._settings, self._path, self._access = settings, path, access
         self._guard = Guard(programs.keys, settings, access)
-        self._routes = [
+        self._table = Table()
+        for route in (
             *FileRoutes(programs.files).routes(), *BatchRoutes(programs.batches).routes(),
             *ModelRoutes(programs.models).routes(), *NativeModelRoutes(programs.native).routes(),
             *NativeRoutes(programs.asking, programs.native).routes(),
             *InferenceRoutes(programs.asking, programs.native).routes(), *more,
-        ]  # fmt: skip
+        ):  # fmt: skip
+            self._table.add(route)
         programs.keys.listen(self)
         http = settings.value.http
         self._address = http.address(service=settings.value.access.mode == "service")
@@ -85,11 +87,7 @@ class Listener:
         self._problem = ""  # why nothing listens at the address
         self._stopping = False
         self._crowds: dict[asyncio.Transport, Crowd] = {}  # the one that each connection is in
-        self._by_handler: dict[Handler, Route] = {}
-        self._runner = web.AppRunner(
-            self._application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S,
-            handler_cancellation=True,
-        )  # fmt: skip
+        self._server = web.Server(self._around, request_factory=call_of, handler_cancellation=True)
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A defect of one connection, or of a door: it is in the log, and the daemon goes on."""
@@ -109,7 +107,6 @@ class Listener:
 
     async def start(self) -> None:
         """Listen on the socket, and at the address as soon as it is free; raises SpoolError where the socket fails."""
-        await self._runner.setup()
         unix = listen(self._path, shared=self._access.is_shared)
         self._doors.start(self._accept(unix, Crowd(_user_of)), "http-unix")
         if self._address is not None:
@@ -124,7 +121,8 @@ class Listener:
     async def stop(self) -> None:
         """End all connections; what a call has begun to change is whole or is not there."""
         await self._doors.stop()
-        await self._runner.cleanup()
+        self._server.pre_shutdown()
+        await self._server.shutdown(_SHUTDOWN_S)
         await self._connections.stop()
         self._path.unlink(missing_ok=True)
 
@@ -170,22 +168,20 @@ class Listener:
     async def _serve(self, connection: socket.socket, crowd: Crowd, who: str) -> None:
         """Hand a connection to aiohttp, and wait for its end."""
         loop = asyncio.get_running_loop()
-        assert self._runner.server is not None
         transport: asyncio.Transport | None = None
         options: dict[str, Any] = {"keepalive_timeout": _IDLE_S, "lingering_time": _LINGERING_S, "access_log": None}
-        calls = Calls(self._runner.server, loop=loop, logger=_defects(), **options)
-        protocol = Watched(calls, loop.create_future())
+        calls = Calls(self._server, loop=loop, logger=_defects(), **options)
         try:
             tls: dict[str, Any] = {}
             if connection.family != socket.AF_UNIX and self._certificate is not None:
                 if (context := await asyncio.to_thread(self._certificate.context)) is None:
                     return
                 tls = {"ssl": context, "ssl_handshake_timeout": _HANDSHAKE_S}
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, **tls)
+            transport, _ = await loop.connect_accepted_socket(lambda: calls, connection, **tls)
             crowd.silent(transport)
             self._crowds[transport] = crowd
             loop.call_later(_HEAD_S, crowd.close_if_silent, transport)
-            await protocol.ended
+            await calls.ended
         except OSError:  # it has gone, or speaks no TLS (ssl.SSLError is an OSError)
             pass
         finally:
@@ -198,23 +194,16 @@ class Listener:
 
     # Calls.
 
-    def _application(self) -> web.Application:
-        app = web.Application(middlewares=[self._around])
-        for route in self._routes:
-            app.router.add_route(route.method, route.path, route.handler, expect_handler=_not_yet)
-            self._by_handler[route.handler] = route
-        app.on_response_prepare.append(_add_headers)
-        return app
-
-    @web.middleware
-    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _around(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every call, also one to no route."""
+        assert isinstance(request, Call)
+        route = await self._table.find(request)
         transport = request.transport
         if transport is not None and (crowd := self._crowds.get(transport)) is not None:
             crowd.spoke(transport)
         status = _GONE
         try:
-            answer = await self._answered(request, handler)
+            answer = await self._answered(request, route)
             status = answer.status
             return answer
         except ConnectionError:  # the client has gone
@@ -229,13 +218,13 @@ class Listener:
         finally:
             self._count(request, status)
 
-    def _count(self, request: web.Request, status: int) -> None:
+    def _count(self, request: Call, status: int) -> None:
         known = request.match_info.route.resource is not None  # else anything may stand in the place of the method
         self._calls[request.method if known else "other", route_of(request), status] += 1
 
-    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _answered(self, request: Call, route: Route | None) -> web.StreamResponse:
         self._guard.check_origin(request)
-        route = self._by_handler.get(request.match_info.handler)
+        handler = request.match_info.handler
         if route is not None and route.scopes is None:
             return await handler(request)
         # Who has no key is not told which routes there are.
@@ -247,13 +236,12 @@ class Listener:
             raise ApiError(words, status=503, code="stopping", final=False)
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
-        with self._guard.admitted(request, route):
+        self._guard.enter(request, route)
+        try:
             await _invite(request)
             return await _sent(request, await handler(request))
-
-
-async def _not_yet(request: web.Request) -> None:
-    """A client asks whether it may send its body: that is answered when it is known whose call it is."""
+        finally:
+            self._guard.leave(request, route)
 
 
 async def _invite(request: web.Request) -> None:
@@ -293,10 +281,6 @@ def _defects() -> logging.Logger:
     if not logger.filters:
         logger.addFilter(_NoFaultOfOurs())
     return logger
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    with_usual_headers(response)
 
 
 def _bound(address: Address) -> socket.socket:

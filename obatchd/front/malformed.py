@@ -5,6 +5,7 @@ They get the shape of every other refusal, so that a client that sent rubbish fi
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
 from obatchd.errors import ApiError
-from obatchd.front.answers import as_refusal, refusal, with_usual_headers
+from obatchd.front.answers import refusal
 
 _TOO_LARGE = ApiError(
     "the head of the call is too large", status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, code="head_too_large"
@@ -24,7 +25,16 @@ _MALFORMED = ApiError("the call breaks the rules of HTTP", code="malformed_call"
 class Calls(web.RequestHandler):
     """The protocol of one connection."""
 
-    __slots__ = ()
+    __slots__ = ("ended",)
+
+    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+        super().__init__(server, loop=loop, **options)
+        self.ended: asyncio.Future[None] = loop.create_future()  # the connection has
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -32,15 +42,6 @@ class Calls(web.RequestHandler):
         """The answer to a call that no route was asked; a defect goes the usual way, into the log."""
         if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
-        response = with_usual_headers(refusal(_TOO_LARGE if isinstance(exc, LineTooLong) else _MALFORMED))
+        response = refusal(_TOO_LARGE if isinstance(exc, LineTooLong) else _MALFORMED)
         response.force_close()
         return response
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: Any, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Refusals of aiohttp that no route has seen, such as that of an unknown ``Expect``, get that shape, too."""
-        if isinstance(resp, web.HTTPException) and isinstance(request, web.Request):
-            resp = with_usual_headers(as_refusal(resp, request))
-            resp.force_close()
-        return await super().finish_response(request, resp, start_time)

@@ -1,23 +1,21 @@
 """Answers that clients wait for, whole or piece by piece: signs of life meanwhile, and errors after the status is out.
 
 The status is sent with the first piece, or with a sign of life before it; until then an error has a status of its own.
-A client that goes cancels its call, and leaving the ``async with`` of what it waits for frees the slot.
+A client that goes cancels its call, and closing what it waits for frees the slot.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol
 
 from aiohttp import web
 
 from obatchd.control.programs import Awaited, Piece
 from obatchd.errors import ApiError
+from obatchd.front.late import LateFailures
 
 ASKING_BYTES = 64 * 1024**2  # of the body of a call that asks a model; images are in it
 SIGN_S = 15.0  # without a piece, until a sign of life
-T = TypeVar("T")
 
 
 class Kind(NamedTuple):
@@ -34,7 +32,7 @@ class Form(Protocol):
     kind: ClassVar[Kind]
 
     async def end(self, awaited: Awaited) -> bytes:
-        """The end of the answer, or all of it where nobody wants pieces. May be cancelled, and asked for again."""
+        """The end of the answer, or all of it where nobody wants pieces."""
 
     def problem(self, error: ApiError) -> bytes:
         """The end of an answer that has none."""
@@ -69,26 +67,21 @@ class _Body:
         if (transport := self._request.transport) is not None:
             transport.abort() if at_once else transport.close()
 
-    async def when_there(self, awaitable: Awaitable[T]) -> T | None:
-        """What is awaited; None: it took so long that a sign of life was sent."""
-        try:
-            async with asyncio.timeout(SIGN_S):
-                return await awaitable
-        except TimeoutError:
+    async def when_there(self, awaited: Awaited) -> None:
+        """Wait until more of the answer is there, or its end, and send a sign of life each time that takes long."""
+        while not await awaited.wait(SIGN_S):
             await self.write(self._sign)
-            return None
 
 
 async def in_pieces(request: web.Request, awaited: Awaited, form: PieceForm) -> web.StreamResponse:
     """Tell an answer piece by piece."""
     body = _Body(request, form.kind)
     try:
-        try:
-            while True:
-                if (piece := await body.when_there(anext(awaited))) is not None:
-                    await body.write(form.piece(piece))
-        except StopAsyncIteration:
-            await body.write(await form.end(awaited))
+        await body.when_there(awaited)
+        while (piece := awaited.fresh()) is not None:
+            await body.write(form.piece(piece))
+            await body.when_there(awaited)
+        await body.write(await form.end(awaited))
     except ApiError as error:
         if not body.begun:
             raise
@@ -101,18 +94,22 @@ async def in_pieces(request: web.Request, awaited: Awaited, form: PieceForm) -> 
     return body.response
 
 
-async def whole(request: web.Request, awaited: Awaited, form: Form) -> web.StreamResponse:
-    """Tell a whole answer. One that fails after a sign of life ends in a problem and in a body that is cut off."""
-    body, told = _Body(request, form.kind), None
+async def whole(
+    request: web.Request, awaited: Awaited, form: Form, raw: bytes, late: LateFailures
+) -> web.StreamResponse:
+    """Tell a whole answer to ``raw``. One that fails after a sign of life ends in a problem and in a body that is cut
+    off; ``late`` tells it to a second call."""
+    body = _Body(request, form.kind)
     try:
-        while told is None:
-            told = await body.when_there(form.end(awaited))
+        await body.when_there(awaited)
+        told = await form.end(awaited)
         if not body.begun:
             return web.Response(body=told, content_type=form.kind.content_type)
         await body.write(told)
     except ApiError as error:
         if not body.begun:
             raise
+        await late.keep(request, raw, error)
         await body.write(form.problem(error))
         body.cut(at_once=False)
         return body.response

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import msgspec
 
+from obatchd.model_names import plain
+
 # Endings of the names of dropped files, in small letters.
 TABLE_ENDINGS = (".csv", ".tsv")
 TEXT_ENDINGS = (".txt", ".md")
@@ -82,23 +84,22 @@ class JobState(StrEnum):
     REFUSED = "refused"  # could not become a job; it lies in failed/
 
 
-_LATEST = ":latest"  # what Ollama adds to a name without a tag
 PRIORITY_CLASS = {"low": 0, "normal": 1, "high": 2}
 
 
 class Profile(msgspec.Struct, frozen=True, order=True):
     """Model and context that a request needs loaded. ``slots`` belong to the server."""
 
-    model: str
+    model: str  # without what Ollama adds to names: a model has one profile for all of them
     context_length: int  # tokens, already rounded up by round_context
 
     def __str__(self) -> str:
         return f"{self.model} ({self.context_length})"
 
-    @property
-    def plain(self) -> Profile:
-        """The same for all names of the model: ``llama3`` and ``llama3:latest`` are one."""
-        return Profile(self.model.removesuffix(_LATEST), self.context_length)
+    @classmethod
+    def of(cls, model: str, tokens: int) -> Profile:
+        """Of a request that names a model so: ``llama3`` and ``llama3:latest`` are one."""
+        return cls(plain(model), round_context(tokens))
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -218,7 +218,7 @@ class JobQueue:
             candidates = [owner for owner in owners if owner not in passed]
             if not candidates:
                 break
-            owner = self._shares.least(candidates)
+            owner = self._shares.least(candidates) if len(candidates) > 1 else candidates[0]
             burst = count - len(taken) if len(candidates) == 1 else 1
             got = self._take_from(owners[owner], owner, burst, asks, wary=wary)
             if not got:
@@ -284,6 +284,10 @@ class JobQueue:
                 return True
         return False
 
+    def has(self, profile: Profile) -> bool:
+        """Whether anything waits for ``profile``, suspects included."""
+        return profile in self._waiting.profiles() or profile in self._suspects.profiles()
+
     def at_hand(self, profile: Profile) -> bool:
         """Whether a request for ``profile`` can be taken, or is about to be read; not all in the store are."""
         return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting.of(profile))
@@ -294,7 +298,8 @@ class JobQueue:
 
     def profiles(self) -> list[Profile]:
         """Profiles that requests wait for, the one that should be served first in front."""
-        return sorted(self._suspects.profiles() | self._waiting.profiles(), key=self.claim)
+        found = self._suspects.profiles() | self._waiting.profiles()
+        return sorted(found, key=self.claim) if len(found) > 1 else list(found)
 
     def claim(self, profile: Profile) -> tuple[float, int, tuple[int, int]]:
         """How strong the claim of ``profile`` is (less is stronger): use of its least served owner, class, order."""

@@ -91,8 +91,10 @@ class WaitingLanes:
 
     def in_order(self, lanes: Iterable[Lane]) -> list[Lane]:
         """By present class, then by acceptance."""
-        now_s = self._clock()
-        return sorted(lanes, key=lambda lane: (-lane.priority_class(now_s), lane.order))
+        found, now_s = list(lanes), self._clock()
+        if len(found) < 2:  # as nearly always
+            return found
+        return sorted(found, key=lambda lane: (-lane.priority_class(now_s), lane.order))
 
     def claim(self, profile: Profile) -> tuple[float, int, tuple[int, int]]:
         """How strong the claim of ``profile`` is (less is stronger): use of its least served owner, class, order."""

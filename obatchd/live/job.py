@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from obatchd.dispatch.protocol import JobContext
 from obatchd.documents import excerpt
 from obatchd.jobs.lane import Lane
-from obatchd.jobs.model import JobState, Outcome, Profile, round_context
-from obatchd.jobs.store import JobRow, LaneRow
+from obatchd.jobs.model import JobState, Outcome, Profile
+from obatchd.jobs.store import CostRow, JobRow, LaneRow
 from obatchd.rate import RateMeter
 
 _RATE_WINDOW_S = 30
@@ -45,7 +45,7 @@ class LiveJob:
         self.requests = 0  # indexed so far
         self.indexed = False
         self.counts: Counter[str] = Counter()
-        self.failures: dict[str, tuple[int, str]] = {}  # since the daemon began: how many by code, the first's message
+        self.failures: dict[str, tuple[int, str]] = {}  # how many by code, and the message of the first
         self.paused = row.paused
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing
@@ -57,6 +57,9 @@ class LiveJob:
         self.turn: Turn | None = None  # None once it has begun
         self.energy_j = 0.0  # of GPUs, so far
         self.energy_tokens = 0.0  # weighed tokens that it is for; see obatchd.delivery.shares
+        self.gpu_s = 0.0  # so far, as the next two
+        self.prompt_tokens = 0
+        self.response_tokens = 0
         self.hindrance = ""  # a server's bad answer since its latest result, in words
         self.status_written: tuple[Any, ...] = ()
         self._rate = RateMeter(_RATE_WINDOW_S)
@@ -87,7 +90,7 @@ class LiveJob:
     def profile_of(self, lane: LaneRow) -> Profile:
         """The profile of the lane's requests: their own fields over the settings frozen with the job."""
         asked = lane.context_length or self.frozen.context_length
-        return Profile(lane.model or self.frozen.model, round_context(asked))
+        return Profile.of(lane.model or self.frozen.model, asked)
 
     def priority_of(self, lane: LaneRow) -> str:
         return lane.priority or self.frozen.priority
@@ -95,6 +98,11 @@ class LiveJob:
     def context(self) -> JobContext:
         """The common part of the job's requests, for its workers."""
         return excerpt(JobContext, self.frozen, job=self.key, name=self.row.job)
+
+    def take_up(self, cost: CostRow) -> None:
+        """What an earlier run of the daemon has spent on the job."""
+        self.energy_j, self.energy_tokens, self.gpu_s = cost.energy_j, cost.energy_tokens, cost.gpu_s
+        self.prompt_tokens, self.response_tokens = cost.prompt_tokens, cost.response_tokens
 
     def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
         """``requests`` more have this outcome, with so many tokens in their answers."""

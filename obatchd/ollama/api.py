@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Collection
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -18,10 +20,20 @@ _T = TypeVar("_T")
 # Since 0.30 whether a context may shift is chosen when a model is loaded: a call that says otherwise than the prompts,
 # or nothing, waits until nothing is in flight and loads the model again (ollama server/sched.go, needsReload).
 _AS_PROMPTS = {"shift": False}
+_ENGINE_APART = (0, 30)
+_NUMBERS = re.compile(r"v?(\d{1,9})\.(\d{1,9})")
+
+
+def makes_vectors(capabilities: Collection[str], version: str) -> bool:
+    """Whether a server of this version makes vectors with a model: since 0.30 not with one of text, for which it loads
+    the model again before it says so (501). True where that is not known."""
+    found = _NUMBERS.match(version)
+    apart = found is not None and (int(found[1]), int(found[2])) >= _ENGINE_APART
+    return not (apart and capabilities) or "embedding" in capabilities
 
 
 def for_vectors(options: dict[str, Any]) -> dict[str, Any]:
-    """Load-time options of a model that makes vectors: a text of the whole context is one batch.
+    """Load-time options of a model that makes vectors and no text: a text of the whole context is one batch.
 
     Since 0.30 a text is refused as too long for the context where it is longer than a batch, which has at most 2,048
     tokens unless another number is asked for (ollama llm/llama_server.go, DefaultEmbeddingNumBatch).
@@ -99,11 +111,6 @@ class _Models(msgspec.Struct, Generic[_T]):
 
 class _Version(msgspec.Struct):
     version: str
-
-
-def canonical(model: str) -> str:
-    """A model name with its tag: ``llama3`` and ``llama3:latest`` are the same."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
 @attrs.define(eq=False)

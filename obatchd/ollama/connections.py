@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import ssl
+import time
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, pool: Connections) -> None:
         self._pool = pool
+        self._loop = asyncio.get_running_loop()  # which asks the system for the process's number, each time
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._sink: Sink | None = None
@@ -54,7 +56,7 @@ class _Connection(asyncio.Protocol):
         self._began = self._sized = False
         self._location = b""
         self.heard = False  # any byte since the latest request
-        self.free_since_s = 0.0  # of the loop's clock
+        self.free_since_s = 0.0  # monotonic
 
     def ask(self, request: bytes, sink: Sink) -> asyncio.Future[None]:
         """Send ``request``; the future ends with the response."""
@@ -62,7 +64,7 @@ class _Connection(asyncio.Protocol):
         self._sink = sink
         self._began = self._sized = self.heard = False
         self._location = b""
-        self._done = asyncio.get_running_loop().create_future()
+        self._done = self._loop.create_future()
         self._transport.write(request)
         return self._done
 
@@ -116,7 +118,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._done is not None and self._parser.should_keep_alive():
-            self.free_since_s = asyncio.get_running_loop().time()
+            self.free_since_s = time.monotonic()
             self._pool.kept.append(self)
         else:
             self.abort()
@@ -165,11 +167,12 @@ class Connections:
                 head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: ".encode()
                 self._heads[method, path] = head
             request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
-            kept, asked_s = self._take(), asyncio.get_running_loop().time()
+            asked_s = time.monotonic()
+            kept = self._take(asked_s)
             try:
                 await self._ask(kept or await self._connect(), request, sink)
             except Broken as error:
-                took_s = asyncio.get_running_loop().time() - asked_s
+                took_s = time.monotonic() - asked_s
                 if kept is None or kept.heard or took_s >= _STALE_S:
                     raise
                 # The other end may have closed it before the request came, as it may close any that is idle. Where
@@ -202,12 +205,12 @@ class Connections:
             connection.abort()
         self.kept.clear()
 
-    def _take(self) -> _Connection | None:
+    def _take(self, now_s: float) -> _Connection | None:
         """The connection that was used last, unless it has been idle for so long that its end may be on the way."""
         if not self.kept:
             return None
         connection = self.kept.pop()
-        if asyncio.get_running_loop().time() - connection.free_since_s < _KEPT_S:
+        if now_s - connection.free_since_s < _KEPT_S:
             return connection
         for old in (connection, *self.kept):
             old.abort()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from attrs import define
 
@@ -35,12 +33,15 @@ class Asked:
 
     _lease: Lease
 
-    def __aiter__(self) -> Asked:
-        return self
+    async def wait(self, limit_s: float) -> bool:
+        return await self._lease.wait(limit_s)
 
-    async def __anext__(self) -> Piece:
-        delta = await anext(self._lease)
-        return Piece(delta.text, delta.think, delta.calls)
+    def fresh(self) -> Piece | None:
+        delta = self._lease.fresh()
+        return None if delta is None else Piece(delta.text, delta.think, delta.calls)
+
+    def close(self) -> None:
+        self._lease.close()
 
     async def result(self) -> bytes:
         ended = await self._lease.result()
@@ -61,17 +62,14 @@ class Questions:
 
     _desk: Desk
 
-    @asynccontextmanager
-    async def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> AsyncIterator[Asked]:
+    async def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Asked:
         try:
             # Others do not wait while a large one is read.
             read = await asyncio.to_thread(read_question, raw) if len(raw) >= _LARGE_BYTES else None
-            lease = self._desk.ask(Question(raw, stream=stream, read=read), caller.uid)
+            return Asked(self._desk.ask(Question(raw, stream=stream, read=read), caller.uid))
         except InteractiveError as error:
             after_s = error.retry_after_s
             raise _refusal(error.code, error.message, final=after_s is None, retry_after_s=after_s) from None
-        async with lease:
-            yield Asked(lease)
 
 
 def _refusal(code: str, message: str, *, final: bool, retry_after_s: float | None) -> ApiError:

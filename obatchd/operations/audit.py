@@ -1,11 +1,11 @@
-"""What operators do to keys, GPUs, servers and the work of others, written down before it is done; and read again."""
+"""What operators do to keys, GPUs, servers, models and others' work, written down before it is done; read again."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 from attrs import define
@@ -80,6 +80,11 @@ class AuditQuestions:
             return await self._audit.read(asked)
         except OSError as error:
             raise SpoolError(f"the audit log cannot be read: {log.reason(error)}") from error
+
+    def recorded(
+        self, caller: Caller, kind: str, target: str = "", detail: str = ""
+    ) -> AbstractAsyncContextManager[None]:
+        return recorded(self._audit, entry_of(caller, kind, target, detail=detail))
 
 
 @define(eq=False)

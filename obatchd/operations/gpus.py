@@ -21,7 +21,7 @@ from obatchd.documents.audit import (
     GPU_TAKEN_BACK,
     GPU_UNSHARED,
 )
-from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, GpuFinding, Gpus, Released
+from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEvent, GpuEventEntry, GpuFinding, Gpus, Released
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import servers_on
@@ -59,7 +59,7 @@ class GpuService:
         )
 
     async def one(self, name: str) -> GpuDetails:
-        uuid = self._find(name)
+        uuid = self.find(name)
         track, monitor = self._policy.monitor.tracks[uuid], self._policy.monitor
         found = monitor.assessments.get(uuid)
         events = await self.events(uuid, _EVENTS_SHOWN)
@@ -76,15 +76,15 @@ class GpuService:
         )
 
     async def events(self, name: str | None, limit: int) -> list[GpuEventEntry]:
-        uuid = self._find(name) if name else None
+        uuid = self.find(name) if name else None
         # A card's serial number is followed to other slots.
         serial = self._policy.monitor.tracks[uuid].identity.serial if uuid else ""
         events = await asyncio.to_thread(self._policy.watch.history.events, uuid, limit, serial)
-        return [GpuEventEntry(**msgspec.structs.asdict(event), at=instant(event.at_s)) for event in events]
+        return list(map(told, events))
 
     async def quarantine(self, caller: Caller, name: str, reason: str) -> GpuEntry:
         async with self._turn:
-            uuid = self._find(name)
+            uuid = self.find(name)
             if self._policy.monitor.records[uuid].quarantine is not None:
                 raise ControlError(f"{self._called(uuid)} is in quarantine already", code="already")
             words = reason or "asked by an administrator"
@@ -95,7 +95,7 @@ class GpuService:
 
     async def release(self, caller: Caller, name: str) -> Released:
         async with self._turn:
-            uuid, monitor = self._find(name), self._policy.monitor
+            uuid, monitor = self.find(name), self._policy.monitor
             found = monitor.assessments.get(uuid)
             if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
                 raise ControlError(
@@ -112,7 +112,7 @@ class GpuService:
 
     async def lend(self, caller: Caller, name: str, for_s: float) -> GpuEntry:
         async with self._turn:
-            uuid = self._find(name)
+            uuid = self.find(name)
             if not 0 < for_s <= _MOST_LENT_S:
                 raise ControlError("a GPU is lent for more than nothing and for 30 days at most", code="usage")
             async with self._recorded(caller, GPU_LENT, uuid, f"for {duration(for_s)}"):
@@ -122,7 +122,7 @@ class GpuService:
 
     async def share(self, caller: Caller, name: str, shared: bool) -> GpuEntry:
         async with self._turn:
-            uuid = self._find(name)
+            uuid = self.find(name)
             async with self._recorded(caller, GPU_SHARED if shared else GPU_UNSHARED, uuid):
                 self._policy.share(uuid, shared)
         await asyncio.to_thread(self._policy.monitor.save)
@@ -130,7 +130,7 @@ class GpuService:
 
     async def take_back(self, caller: Caller, name: str) -> GpuEntry:
         async with self._turn:
-            uuid = self._find(name)
+            uuid = self.find(name)
             if not self._policy.monitor.records[uuid].lent_until_s:
                 raise ControlError(f"{self._called(uuid)} is not lent", code="not_lent")
             async with self._recorded(caller, GPU_TAKEN_BACK, uuid):
@@ -143,7 +143,7 @@ class GpuService:
     ) -> contextlib.AbstractAsyncContextManager[None]:
         return recorded(self._audit, entry_of(caller, kind, uuid, detail=detail))
 
-    def _find(self, name: str) -> str:
+    def find(self, name: str) -> str:
         """A card by its UUID or the beginning of it, its index, or its serial number."""
         tracks = self._policy.monitor.tracks
         hits = [
@@ -191,6 +191,11 @@ class GpuService:
             shared_with="; ".join(server.shared_with for server in servers if server.shared_with),
             slowed=None if reasons is None else bool(reasons & slows),
         )
+
+
+def told(event: GpuEvent) -> GpuEventEntry:
+    """An event as it is shown."""
+    return GpuEventEntry(**msgspec.structs.asdict(event), at=instant(event.at_s))
 
 
 def _quarantine(quarantine: Quarantine) -> documents.QuarantineEntry:

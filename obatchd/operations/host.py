@@ -48,7 +48,7 @@ class HostCommands:
     reload: Callable[[], Awaitable[Reloaded]]
     started_s: float = field(factory=time.time, init=False)
 
-    def status(self, caller: Caller) -> documents.Status:
+    def status(self, caller: Caller, jobs: int | None = None) -> documents.Status:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         seen = [live for live in engine.jobs.values() if caller.may_see(live.row.owner)]
@@ -78,7 +78,7 @@ class HostCommands:
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
             jobs=[
                 job_document(live, in_flight.get(live.key, 0), engine.dispatcher.held_up)
-                for live in islice(seen, _STATUS_JOBS)
+                for live in islice(seen, _STATUS_JOBS if jobs is None else jobs)
             ],
             interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,

@@ -16,15 +16,17 @@ from msgspec import UNSET
 from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
-from obatchd.delivery.documents import finished_document, job_details, job_document
+from obatchd.delivery.advice import advice
+from obatchd.delivery.documents import finished_document, in_work, job_details, job_document
+from obatchd.documents import excerpt
 from obatchd.documents.answers import Removed, RemovedJobs
 from obatchd.documents.audit import JOB_CANCELLED, JOB_PAUSED, JOB_REMOVED, JOB_RESUMED, JOB_RETRIED
-from obatchd.documents.jobs import JobDocument, OwnerUsage
+from obatchd.documents.jobs import Cause, Failure, JobDocument, JobFailures, OwnerUsage
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.errors import ControlError, NotFoundError, SpoolError, StoreError
-from obatchd.jobs.model import JobState
-from obatchd.jobs.store import DISK_ERRORS, JobRow, UsageRow
+from obatchd.jobs.model import JobState, written_line
+from obatchd.jobs.store import DISK_ERRORS, LINE_MASK, FailureRow, JobRow, UsageRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.audit import of_another, recorded
@@ -41,6 +43,11 @@ _ENDING_S = 30.0  # longest wait for a job that is about to be over
 def _told(row: UsageRow) -> OwnerUsage:
     sums = msgspec.structs.asdict(row) | {"gpu_s": round(row.gpu_s, 3), "energy_j": round(row.energy_j, 3)}
     return OwnerUsage(name=user_name(row.owner), **sums)
+
+
+def _cause(row: FailureRow) -> Cause:
+    line, _ = written_line(row.request & LINE_MASK)
+    return Cause(row.code, row.requests, line, row.message, advice(row.code))
 
 
 def _line(row: JobRow) -> str:
@@ -115,7 +122,7 @@ class JobCommands:
         return finished_document(row, self._engine.layout)
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
-        row = self._find(caller, job_id)
+        row = self.find(caller, job_id)
         document = self._document(row, self._engine.dispatcher.in_flight())
         if row.state is JobState.DONE:
             retries = self._engine.store.state.retries(row)
@@ -124,6 +131,24 @@ class JobCommands:
             document.notes = [*document.notes, *unreached]
         document.details = job_details(row, self._engine.jobs.get(row.key))
         return document
+
+    def state_of(self, row: JobRow) -> str:
+        """The state of a job in its document."""
+        live = self._engine.jobs.get(row.key)
+        return in_work(live) if live is not None and row.state is not JobState.DONE else row.state.value
+
+    async def failures(self, caller: Caller, job_id: str) -> JobFailures:
+        row, store = self.find(caller, job_id), self._engine.store
+        job = self._document(row, {})
+        kept = await asyncio.to_thread(store.of(row).failures, row.key) if store.keeps(row) else []
+        causes = [_cause(cause) for cause in kept]
+        # Of a job that is over, its summary is the truth; only where a result lies is not in it.
+        if row.state is JobState.DONE and row.summary is not None:
+            told = msgspec.convert(row.summary.get("failures", {}), dict[str, Failure])
+            lines = {cause.code: cause.line for cause in causes}
+            causes = [Cause(code, f.requests, lines.get(code), f.example, f.advice) for code, f in told.items()]
+            causes.sort(key=lambda cause: (-cause.requests, cause.code))
+        return excerpt(JobFailures, job, failures=causes)
 
     async def usage(self, caller: Caller, month: str | None, *, mine: bool = False) -> list[OwnerUsage]:
         owner = caller.uid if mine or not caller.is_administrator else None
@@ -134,7 +159,7 @@ class JobCommands:
 
         return await asyncio.to_thread(look)  # whoever knows the users may take long
 
-    def _find(self, caller: Caller, job_id: str) -> JobRow:
+    def find(self, caller: Caller, job_id: str) -> JobRow:
         """The job; one that the caller may not see is not found, so that nobody can try out ids."""
         owner = None if caller.is_administrator else caller.uid
         what, rows = self._engine.store.state.named(job_id, owner, _CHOICE + 1)
@@ -150,7 +175,7 @@ class JobCommands:
         return chosen[0]
 
     def _live(self, caller: Caller, job_id: str) -> LiveJob:
-        row = self._find(caller, job_id)
+        row = self.find(caller, job_id)
         live = self._engine.jobs.get(row.key)
         if live is None and row.state is JobState.RUNNING:
             raise ControlError(f"job {row.job} is not read yet; try again when it is unpacked", code="job_not_read")
@@ -180,7 +205,7 @@ class JobCommands:
     async def retry(
         self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None, only: str = "failed"
     ) -> JobDocument:
-        row = self._find(caller, job_id)
+        row = self.find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
         if row.key in self._retried:
@@ -210,10 +235,10 @@ class JobCommands:
 
     @disk_faults_told()
     async def remove(self, caller: Caller, job_id: str) -> Removed:
-        row, engine = self._find(caller, job_id), self._engine
+        row, engine = self.find(caller, job_id), self._engine
         if (live := engine.jobs.get(row.key)) is not None:
             await self._end_of(live, row)
-            row = self._find(caller, job_id)
+            row = self.find(caller, job_id)
         async with self._recorded(caller, JOB_REMOVED, row):
             for _, error in await asyncio.to_thread(erase, engine.layout, engine.store, [row]):
                 raise StoreError(f"job {row.job} cannot be deleted: {log.reason(error)}") from error

@@ -14,8 +14,8 @@ from msgspec import UNSET
 from obatchd.documents.native import Details, RunningModel, RunningModels, StoredModel, StoredModels
 from obatchd.errors import ApiError, ServerError
 from obatchd.jobs.model import Profile
+from obatchd.model_names import canonical, folded
 from obatchd.servers.fleet import Fleet
-from obatchd.servers.known import canonical
 from obatchd.servers.models import ModelKeeper, store_of
 from obatchd.servers.server import Server
 
@@ -51,7 +51,7 @@ class FleetModels:
         """Of one name in several stores the first one counts, which is that of the managed servers."""
         found: dict[str, StoredModel] = {}
         for _, entry in await self._models.stored():
-            found.setdefault(canonical(entry.model), entry)
+            found.setdefault(folded(entry.model), entry)
         return StoredModels(sorted(found.values(), key=_changed_s, reverse=True))
 
     async def running(self) -> RunningModels:
@@ -62,7 +62,7 @@ class FleetModels:
                 holders.setdefault(key, []).append(server)
         if not holders:
             return RunningModels([])
-        entries = {(store, canonical(entry.model)): entry for store, entry in await self._models.stored()}
+        entries = {(store, folded(entry.model)): entry for store, entry in await self._models.stored()}
         return RunningModels([_running(profile, servers, entries) for profile, servers in holders.items()])
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw]:
@@ -73,13 +73,20 @@ class FleetModels:
         except ServerError as error:
             raise ApiError(error.message, status=503, code=error.code, final=False) from None
         if shown is None:
-            words = f"model '{model}' not found; an administrator can:  obatchctl models pull {shlex.quote(model)}"
-            raise ApiError(words, status=404, code="model_not_found", param="model")
+            raise _not_found(model)
         return shown
 
     async def check(self, model: str) -> None:
-        if self._models.info(model) is None:  # of one that has been used lately nobody is asked
-            await self.show(model, verbose=False)
+        if self._models.info(model) is not None:  # of one that has been used lately nobody is asked
+            return
+        await self.show(model, verbose=False)
+        if folded(model) not in {folded(entry.model) for _, entry in await self._models.stored()}:
+            raise _not_found(model)  # it would be pulled
+
+
+def _not_found(model: str) -> ApiError:
+    words = f"model '{model}' not found; an administrator can:  obatchctl models pull {shlex.quote(model)}"
+    return ApiError(words, status=404, code="model_not_found", param="model")
 
 
 def _order(version: str) -> tuple[list[int], bool, str]:
@@ -99,7 +106,7 @@ def _changed_s(model: StoredModel) -> float:
 
 def _running(profile: Profile, servers: list[Server], entries: dict[tuple[str, str], StoredModel]) -> RunningModel:
     """One entry for all copies. Where nobody tells how much memory one takes, its file does, as if it were on a GPU."""
-    found = [entries.get((store_of(server), profile.model), _UNKNOWN) for server in servers]
+    found = [entries.get((store_of(server), folded(profile.model)), _UNKNOWN) for server in servers]
     told = [server.model_vram_bytes for server in servers]
     return RunningModel(
         name=profile.model,

@@ -49,11 +49,20 @@ class Rows(Protocol):
     def rows(self) -> Iterator[Row]: ...
 
 
-def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = False, only: str | None = None) -> Tally:
+def export(
+    source: Rows,
+    form: Format,
+    target: BinaryIO,
+    *,
+    data_only: bool = False,
+    only: str | None = None,
+    at_once: bool = False,
+) -> Tally:
     """Write all rows of ``source`` to ``target``; returns their count.
 
     Args:
         only: write no others than these of :data:`ONLY`; all are counted.
+        at_once: pass each row on as soon as it is there, which takes longer.
         data_only: for json and jsonl: of each success only its data; other answers are only in the tally.
 
     Raises:
@@ -73,7 +82,7 @@ def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = Fa
         book.write((cells(row, parsed.data, columns) for row, parsed in rows), target)
         tally.cut = book.cut
         return tally
-    with writing_text(target) as text:
+    with writing_text(target, at_once=at_once) as text:
         if form == "text":
             _write_text(rows, text)
         elif form == "csv":
@@ -96,9 +105,9 @@ def count_rows(source: Rows) -> Tally:
 
 
 @contextlib.contextmanager
-def writing_text(target: BinaryIO) -> Iterator[TextIO]:
-    """``target`` for text; it stays open, for it is the caller's to close."""
-    text = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace", newline="")
+def writing_text(target: BinaryIO, *, at_once: bool = False) -> Iterator[TextIO]:
+    """``target`` for text, which it gets ``at_once`` or in blocks; it stays open, for it is the caller's to close."""
+    text = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace", newline="", write_through=at_once)
     try:
         yield text
         text.flush()

@@ -10,8 +10,8 @@ from msgspec import UNSET
 
 import obatchd.log
 from obatchd.documents import excerpt, native
+from obatchd.model_names import canonical, folded
 from obatchd.ollama.api import StoredModel
-from obatchd.ollama.api import canonical as canonical
 
 log = obatchd.log.get(__name__)
 
@@ -40,14 +40,15 @@ class KnownModels:
     _told: dict[str, str] = attrs.field(factory=dict, init=False)  # last words on a model that differs, by name
 
     def get(self, store: str, model: str) -> ModelInfo | None:
-        return self._infos.get((store, canonical(model)))
+        return self._infos.get((store, folded(model)))
 
     def of(self, model: str) -> ModelInfo | None:
         """As any store has it."""
-        return next((info for (_, name), info in self._infos.items() if name == canonical(model)), None)
+        wanted = folded(model)
+        return next((info for (_, name), info in self._infos.items() if name == wanted), None)
 
     def learn(self, info: ModelInfo) -> None:
-        name = canonical(info.name)
+        name = folded(info.name)
         self._infos[info.store, name] = info
         differing = self._differing(name, {store for store, _ in self._infos})
         if differing and self._told.get(name) != differing:
@@ -63,8 +64,9 @@ class KnownModels:
 
     def forget(self, model: str, store: str | None = None) -> None:
         """Nothing is known of it any more, in one store or in any."""
+        wanted = folded(model)
         for where, name in list(self._infos):
-            if name == canonical(model) and store in (None, where):
+            if name == wanted and store in (None, where):
                 del self._infos[where, name]
 
     def notices(self, stores: Collection[str]) -> list[str]:
@@ -75,16 +77,18 @@ class KnownModels:
     def _differing(self, model: str, stores: Collection[str]) -> str:
         """That a model is not the same in these stores, in words; empty where it is."""
         found: dict[str, list[str]] = {}  # stores by digest
+        shown = model
         for (store, name), info in self._infos.items():
             if name == model and info.digest and store in stores:
+                shown = canonical(info.name)
                 found.setdefault(info.digest, []).append("this host" if store == LOCAL else store)
         if len(found) < 2:
             return ""
         *rare, (most, _) = sorted(found.items(), key=lambda entry: len(entry[1]))
         others = "; ".join(f"{', '.join(where)} has {_short(digest)}" for digest, where in rare)
         return (
-            f"{model} is not the same model on all servers: {others}, the others {_short(most)}; jobs get answers of "
-            f"both. Run `ollama pull {model}` on each host, then `obatchctl models`, which looks again"
+            f"{shown} is not the same model on all servers: {others}, the others {_short(most)}; jobs get answers of "
+            f"both. Run `ollama pull {shown}` on each host, then `obatchctl models`, which looks again"
         )
 
 

@@ -16,7 +16,8 @@ import obatchd.log
 from obatchd.errors import ModelError, ServerError
 from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
-from obatchd.ollama.api import LoadedModel, canonical
+from obatchd.model_names import folded
+from obatchd.ollama.api import LoadedModel
 from obatchd.servers import environment
 from obatchd.servers.cores import cpu_threads, usable_cores
 from obatchd.servers.process import ServerProcess
@@ -191,8 +192,8 @@ class ManagedServer(Server):
 
     async def _shown(self, model: str) -> LoadedModel | None:
         models = await self.api.loaded(_PS_TIMEOUT_S)
-        wanted = canonical(model)
-        return next((entry for entry in models if wanted in (canonical(entry.name), canonical(entry.model))), None)
+        wanted = folded(model)
+        return next((entry for entry in models if wanted in (folded(entry.name), folded(entry.model))), None)
 
     # --- profiles ---------------------------------------------------------------------------------------------------
 

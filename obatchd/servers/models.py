@@ -23,7 +23,8 @@ import obatchd.log
 from obatchd.documents import native
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
-from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel, canonical
+from obatchd.model_names import canonical, folded, plain
+from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.known import LOCAL, KnownModels, ModelInfo, as_told
 from obatchd.servers.managed import ManagedServer
@@ -104,7 +105,7 @@ class ModelKeeper:
         return await self._ensure_in(store_of(server), model, by_admin=False)
 
     def _check_allowed(self, model: str, by_admin: bool) -> None:
-        names = {model, canonical(model)}
+        names = {model, plain(model), canonical(model)}
         if by_admin or any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._settings.allow):
             return
         patterns = ", ".join(self._settings.allow) or "none"
@@ -124,7 +125,7 @@ class ModelKeeper:
         return [server for server in self._fleet.servers.values() if store_of(server) == store and server.up]
 
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
-        key = (store, canonical(model))
+        key = (store, folded(model))
         if (known := self._known.get(store, model)) is not None:
             return known
         if (task := self._running.get(key)) is None:
@@ -190,7 +191,7 @@ class ModelKeeper:
 
         async def ask(api: OllamaApi) -> ModelInfo | None:
             listed = await api.stored(_TIMEOUT_S)
-            entry = next((entry for entry in listed if canonical(entry.model) == canonical(model)), None)
+            entry = next((entry for entry in listed if folded(entry.model) == folded(model)), None)
             return None if entry is None else _describe(model, store, entry, await api.show(model, _TIMEOUT_S))
 
         if (info := await self._ask(store, f"look for {model}", ask)) is not None:
@@ -321,7 +322,7 @@ class ModelKeeper:
         """The digest of a model in the first store that has it, None where none has; waits for the first server."""
         while not self._stores():
             await asyncio.sleep(_FIRST_SERVER_S)
-        found = (info.digest for info in await self.list_models() if canonical(info.name) == canonical(model))
+        found = (info.digest for info in await self.list_models() if folded(info.name) == folded(model))
         return next(found, None)
 
     async def remove(self, name: str) -> None:
@@ -336,7 +337,7 @@ class ModelKeeper:
         users = [
             server
             for server in self._servers(LOCAL)
-            if canonical(name) in {canonical(profile.model) for profile in (server.loaded, server.loading) if profile}
+            if folded(name) in {folded(profile.model) for profile in (server.loaded, server.loading) if profile}
         ]
         if busy := [server.id for server in users if server.loading or server.in_flight]:
             words = f"Model {name} is at work on {', '.join(busy)}. Wait for its jobs, or cancel them: obatchctl jobs."

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from obatchd.model_names import folded
 from obatchd.simulator.config import ModelSpec
 
 # Host, namespace, name and tag as Ollama accepts them (types/model/name.go of v0.24).
@@ -62,7 +63,11 @@ class ModelStore:
         return self._models
 
     def find(self, name: str) -> ModelSpec | None:
-        return self.all().get(full_name(name))
+        models = self.all()
+        if (found := models.get(full_name(name))) is not None:
+            return found
+        wanted = folded(name)  # which costs more, and is seldom needed
+        return next((spec for known, spec in models.items() if folded(known) == wanted), None)
 
     def put(self, model: ModelSpec) -> None:
         self._change(lambda models: {**models, full_name(model.name): model})

@@ -17,14 +17,26 @@ from task_support import Failures
 
 from obatchd.client import runtime
 from obatchd.control.auth import Access, Caller
-from obatchd.control.operations import NewKeyAsked, Operations, Submission
+from obatchd.control.operations import AnswersAsked, Look, NewKeyAsked, Operations, Reads, SpanAsked, Submission
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
+from obatchd.documents import excerpt
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
+from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
-from obatchd.documents.jobs import Failure, JobDetails, JobDocument, OwnerUsage, SettingsUsed
+from obatchd.documents.history import GpuHistory, HostWork, WorkHistory
+from obatchd.documents.jobs import (
+    Cause,
+    Failure,
+    JobAnswers,
+    JobDetails,
+    JobDocument,
+    JobFailures,
+    OwnerUsage,
+    SettingsUsed,
+    ShownAnswer,
+)  # fmt: skip
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.programs import HttpDoor, KeyEntry, NewKey
 from obatchd.documents.status import (
@@ -170,7 +182,8 @@ class FakeOperations:
 
     def __post_init__(self) -> None:
         parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
-        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self), FakeAudit(self), FakeMetrics())
+        reads = Reads(FakeOverviews(self), FakeAnswers(self), FakeHistory(self))
+        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self), FakeAudit(self), FakeMetrics(), reads)
 
 
 @dataclass
@@ -191,6 +204,10 @@ class FakeJobs:
             if known.startswith(job_id):
                 return summary
         raise NotFoundError(f"no job {job_id}")
+
+    async def failures(self, caller: Caller, job_id: str) -> JobFailures:
+        causes = [Cause("timeout", 1, 7, "no answer in 600 s", "ask for less")]
+        return excerpt(JobFailures, self.one(caller, job_id), failures=causes)
 
     async def submit(self, submission: Submission) -> JobDocument:
         parse_job_settings(submission.settings, "settings")
@@ -385,6 +402,11 @@ class FakeAudit:
         self.daemon.calls.append(("audit", asked))
         return AuditDocument(self.daemon.recorded, 1, "the disk is full\x1b[31m")
 
+    def recorded(
+        self, caller: Caller, kind: str, target: str = "", detail: str = ""
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
 
 @dataclass
 class FakeDoor:
@@ -423,6 +445,47 @@ class FakeBurnin:
 
     async def runs(self) -> list[ListedRun]:
         return []
+
+    async def series(self, run: str, points: int) -> BurninSeries:
+        raise NotFoundError(f"no burn-in {run}")
+
+
+@dataclass
+class FakeOverviews:
+    """All at a glance."""
+
+    daemon: FakeOperations
+
+    def look(self, caller: Caller, jobs: int, *, mine: bool, fresh: bool) -> Look:
+        self.daemon.calls.append(("look", jobs, mine, fresh))
+        return Look(f"revision{len(self.daemon.known)}", b'{"schema":1}')
+
+
+@dataclass
+class FakeAnswers:
+    """Its part about answers."""
+
+    daemon: FakeOperations
+
+    async def part(self, caller: Caller, job_id: str, asked: AnswersAsked) -> JobAnswers:
+        self.daemon.calls.append(("part", job_id, asked))
+        record = {"line": 1, "outcome": "succeeded", "response": "yes"}
+        return JobAnswers(job_id, "running", [ShownAnswer(1, 1, "a", "succeeded", "really?", record)], 1)
+
+
+@dataclass
+class FakeHistory:
+    """Its part about what was."""
+
+    daemon: FakeOperations
+
+    async def gpus(self, asked: SpanAsked, name: str | None) -> GpuHistory:
+        self.daemon.calls.append(("gpu history", asked, name))
+        return GpuHistory(60, [0], [], [], False)
+
+    async def work(self, asked: SpanAsked) -> WorkHistory:
+        self.daemon.calls.append(("work history", asked))
+        return WorkHistory(60, [0], HostWork(*[[None]] * 6), [])
 
 
 @contextlib.asynccontextmanager

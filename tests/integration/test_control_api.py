@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from obatchd import errors
 from obatchd.client import handover, runtime
 from obatchd.client.control import ControlClient
 from obatchd.control import auth
+from obatchd.control.operations import AnswersAsked, SpanAsked
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.audit import AuditAsked
@@ -108,6 +110,65 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
     assert (await call(client.get, "models"))["models"][0]["model"] == "llama3:8b"
 
 
+async def test_what_people_look_at_is_asked_with_its_bounds(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    client = ControlClient(spool)
+    assert await call(client.get, "page", jobs=7, owner="mine", fresh=1) == {"schema": 1}
+    await call(client.get, "page")
+    assert daemon.calls == [("look", 7, True, True), ("look", 100, False, False)]
+    daemon.calls.clear()
+    [cause] = (await call(client.get, "jobs/2026/failures"))["failures"]
+    assert (cause["code"], cause["line"]) == ("timeout", 7)
+    [found] = (await call(client.get, "jobs/2026/results"))["results"]
+    assert (found["prompt"], found["record"]["response"]) == ("really?", "yes")
+    await call(client.get, "jobs/2026/results", after=9, limit=500, outcome="failed", code="timeout", settled=1)
+    assert daemon.calls == [
+        ("part", "2026", AnswersAsked()), ("part", "2026", AnswersAsked(9, 500, "failed", "timeout", True))
+    ]  # fmt: skip
+    daemon.calls.clear()
+    await call(client.get, "gpu-history", since=100, until=200, points=10, gpu="2")
+    await call(client.get, "work-history", since=100, until=200)
+    assert daemon.calls == [
+        ("gpu history", SpanAsked(100.0, 200.0, 10), "2"), ("work history", SpanAsked(100.0, 200.0, 720))
+    ]  # fmt: skip
+    daemon.calls.clear()
+    began_s = time.time()
+    await call(client.get, "gpu-history", span="2d")
+    [(_, asked, name)] = daemon.calls
+    assert name is None and asked.until_s - asked.since_s == 2 * 86_400 and began_s <= asked.until_s <= time.time()
+    wrong = {
+        "page": ("owner=all2", "jobs=1001"), "jobs/2026/results": ("after=x", "limit=501", "outcome=good"),
+        "gpu-history": ("span=soon", "points=1e9", "since=200&until=100", "span=93d"), "work-history": ("since=x",),
+        "burnin/series": ("points=0",),
+    }  # fmt: skip
+    for path, queries in wrong.items():
+        for query in queries:
+            with pytest.raises(errors.ConfigError):
+                await call(client.get, f"{path}?{query}")
+    with pytest.raises(errors.NotFoundError):
+        await call(client.get, "burnin/series")
+
+
+async def test_a_page_that_has_not_changed_is_not_sent_again(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+
+    def asked(tag: str) -> tuple[int, str | None, bytes]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(runtime.read_record(spool).runtime_dir / runtime.CONTROL_SOCKET))
+            connection.sendall(b"GET /v1/page HTTP/1.1\r\nHost: x\r\nIf-None-Match: " + tag.encode() + b"\r\n\r\n")
+            with http.client.HTTPResponse(connection) as response:
+                response.begin()
+                return response.status, response.getheader("ETag"), response.read()
+
+    status, tag, body = await call(asked, '"another"')
+    assert (status, tag, body) == (200, '"revision1"', b'{"schema":1}')
+    for sent in ('"revision1"', 'W/"revision1"', '"another", "revision1"', "*"):
+        assert await call(asked, sent) == (304, '"revision1"', b""), sent
+    daemon.known.clear()
+    assert (await call(asked, '"revision1"'))[:2] == (200, '"revision0"')
+
+
 async def test_the_audit_log_is_asked_by_number_time_and_kind(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
     client = ControlClient(spool)
@@ -124,8 +185,8 @@ async def test_the_audit_log_is_asked_by_number_time_and_kind(served: tuple[Fake
 async def test_jobs_are_chosen_and_erased_together(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
     client = ControlClient(spool)
-    await call(client.get, "jobs", label="a b", since=12.5, ended_before=99)
-    assert daemon.filters == [("a b", 12.5, 99.0)]
+    await call(client.get, "jobs", label="a b", since=12.5, ended_before=99, after="20261122-101112-abcd")
+    assert daemon.filters == [("a b", 12.5, 99.0, "20261122-101112-abcd")]
     for query in ("since=soon", "ended_before=nan", "since=inf"):
         with pytest.raises(errors.ConfigError, match="must be seconds since 1970"):
             await call(client.get, f"jobs?{query}")

@@ -183,3 +183,25 @@ def test_priority_orders_one_owners_jobs(daemon: Start) -> None:
     jobs = wait_for(lambda: len(done := d.client.get("jobs", state="done")["jobs"]) == 3 and done, 5)
     finished = [j["name"] for j in sorted(jobs, key=lambda j: j["finished_at"])]
     assert finished == ["high.jsonl", "normal.jsonl", "low.jsonl"]
+
+
+def test_models_burn_ins_and_reloads_are_in_the_audit_log(daemon: Start) -> None:
+    d = daemon(simulator={"pull_s": 0.1})
+    for arguments, status in (
+        (("models", "pull", "newcomer"), 0), (("models", "pull", "missing-one"), 1), (("models", "rm", "newcomer"), 0),
+        (("burnin", "start", "--gpus", "1", "--duration", "10s"), 0), (("burnin", "start"), 1), (("burnin", "stop"), 0),
+        (("reload",), 0),
+    ):  # fmt: skip
+        ran = d.control(*arguments)
+        assert ran.returncode == status, ran.stdout + ran.stderr
+    shown = d.control("audit", "--kind", "model", "--kind", "burnin", "--kind", "host", "--json")
+    told = [
+        (entry["kind"], entry["target"], entry.get("detail"), "failed" in entry)
+        for entry in json.loads(shown.stdout)["entries"]
+    ]
+    assert told == [
+        ("model_pulled", "newcomer", None, False), ("model_pulled", "missing-one", None, False),
+        ("model_pulled", "missing-one", None, True), ("model_removed", "newcomer", None, False),
+        ("burnin_started", "", "GPUs 1", False), ("burnin_started", "", None, False),
+        ("burnin_started", "", None, True), ("burnin_stopped", "", None, False), ("host_reloaded", "", None, False),
+    ]  # fmt: skip

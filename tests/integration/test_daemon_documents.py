@@ -205,7 +205,8 @@ def test_burn_in_runs(make_daemon: Make, tmp_path: Path) -> None:
 def test_a_daemon_of_remote_servers_and_a_submission_that_is_refused(make_daemon: Make, tmp_path: Path) -> None:
     see, first = Documents("remote"), free_ports(1)
     make_daemon({"gpus": GPUS | {"use": "simulated:1"}, "servers": {"base_port": first, "slots": 4}}).start().ready()
-    d = make_daemon(f'model = "tiny"\n[ollama_instances]\n"127.0.0.1:{first}" = 0\n').start().ready()
+    own = f'model = "tiny"\n[http]\nlisten = ""\n[ollama_instances]\n"127.0.0.1:{first}" = 0\n'
+    d = make_daemon(own).start().ready()
     d.drop("job.jsonl", prompts(5))
     see.see("summary.json", d.done("job.jsonl").summary)
     see.see("status", d.status())

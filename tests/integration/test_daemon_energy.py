@@ -59,13 +59,21 @@ def test_energy_goes_on_over_restarts_and_says_what_it_lacks(daemon: Callable[..
     d.drop("job.jsonl", prompts(400))
     wait_for(lambda: d.succeeded() >= 170, 60, "some answers")
     wait_for(lambda: _so_far(d) > 0, what="some energy")
+    told = d.control("job", d.status()["jobs"][0]["job"]).stdout
+    assert "of answers so far" in told and "tokens/J" in told and "GPU-seconds" in told
+    [before] = d.status()["jobs"]
     d.kill()
     d.start()
+    [after] = d.status()["jobs"]
+    kept = after["cost"]["response_tokens"] / before["cost"]["response_tokens"]
+    assert kept > 0.9, "all but what was durable at the last moment"
     wait_for(lambda: d.succeeded() >= 250, 60, "more answers")
     wait_for(lambda: _so_far(d) > 0, what="what was kept, or more energy")
     assert d.stop() == 0
     d.start()
+    cost = wait_for(lambda: d.status()["jobs"][0]["cost"])
     summary = d.done("job.jsonl", 60).summary
+    assert 0 < cost["gpu_s"] <= summary["gpu_s"] and 0 < cost["response_tokens"] <= summary["response_tokens"]
     assert 50 < summary["energy_percent"] < 100 and "started anew" in summary["energy_note"]
     assert 0 < summary["energy_j"] <= cards_j(d) - before_j
     whole_j = summary["energy_j"] / summary["energy_percent"] * 100

@@ -253,6 +253,19 @@ def test_a_model_that_is_not_there_is_pulled_once(daemon: Start) -> None:
     assert "newcomer:latest" in [m["model"] for m in d.client.get("models")["models"]]
 
 
+def test_a_model_has_one_profile_for_all_of_its_names(daemon: Start) -> None:
+    d = daemon({"model": "tiny:latest"}, simulator={"tokens_per_s": 100, "answer": {"tokens": 4}})
+    both = prompts(40)
+    for request in both[::2]:
+        request["model"] = "tiny"
+    for name, asked in (("unnamed", prompts(40)), ("tagged", prompts(40, model="tiny:latest")), ("both", both)):
+        d.drop(f"{name}.jsonl", asked)
+    for name in ("unnamed", "tagged", "both"):
+        job = d.done(f"{name}.jsonl")
+        assert {result["model"] for result in job.results} == {"tiny"} and job.check()["models"].keys() == {"tiny"}
+    assert all(len(server["loads"]) <= 1 for server in d.seen())
+
+
 def test_no_model_named_is_said_in_words(daemon: Start) -> None:
     d = daemon({"model": ""})
     d.drop("nameless.jsonl", [*prompts(2), {"id": "named", "prompt": "with", "model": "tiny"}])

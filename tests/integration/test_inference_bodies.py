@@ -58,13 +58,16 @@ def test_pictures_that_are_none_are_refused_before_a_server_has_them(found: Prog
 
 def test_another_name_of_a_model_loads_nothing_and_is_told_as_it_was_given(found: Programs) -> None:
     with found.client() as client:
-        for model in ("tiny", "tiny:latest", "tiny"):
+        for model in ("tiny", "tiny:latest", "library/tiny", "registry.ollama.ai/library/tiny:latest", "tiny"):
             whole = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}])
             [*_, last] = client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": "b"}], stream=True
             )
             assert whole.model == last.model == model
     assert len(found.d.events("profile_loaded")) == 1
+    with found.client() as client:
+        whole = client.chat.completions.create(model="Tiny", messages=[{"role": "user", "content": "a"}])
+        assert whole.model == "Tiny" and not found.d.events("pull_started")
 
 
 @pytest.mark.parametrize("model", ["", " tiny", "../tiny", "tiny:"])

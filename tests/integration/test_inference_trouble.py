@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import httpx2
+import ollama
 import openai
 import pytest
 from daemon_support import Daemon, Document, prompts, wait_for
@@ -63,6 +64,16 @@ class Counting(httpx2.HTTPTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self.calls += 1
         return super().handle_request(request)
+
+
+class CountingToo(httpx2.AsyncHTTPTransport):
+    """Counts calls."""
+
+    calls = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.calls += 1
+        return await super().handle_async_request(request)
 
 
 def retrying(programs: Programs) -> tuple[OpenAI, Counting]:
@@ -224,14 +235,20 @@ async def test_signs_of_life_keep_impatient_clients(tmp_path: Path, monkeypatch:
         async with AsyncOpenAI(
             base_url="http://localhost/v1", api_key="-", max_retries=0, timeout=1.0,
             http_client=httpx2.AsyncClient(transport=transport), _strict_response_validation=True,
-        ) as client:  # fmt: skip
+        ) as client, ollama.AsyncClient(
+            "http://localhost", transport=httpx.AsyncHTTPTransport(uds=str(path)), timeout=1.0
+        ) as native:  # fmt: skip
             holder = await client.chat.completions.create(model="tiny", messages=said("long"), stream=True)
             await anext(aiter(holder))
             began_s = time.monotonic()
-            whole, chunks = await asyncio.gather(_whole(client), _chunks(client), return_exceptions=True)
+            answers = await asyncio.gather(
+                _whole(client), _chunks(client), native.chat("tiny", said("c"), options={"num_predict": 3}),
+                native.generate("tiny", "d", options={"num_predict": 3}), native.embed("tiny", "e"),
+                native.embeddings("tiny", "f"), return_exceptions=True,
+            )  # fmt: skip
             assert time.monotonic() - began_s > 2
-            assert whole and not isinstance(whole, BaseException), whole
-            assert chunks and not isinstance(chunks, BaseException), chunks
+            for answer in answers:
+                assert answer and not isinstance(answer, BaseException), answer
             await holder.close()
 
 
@@ -265,3 +282,23 @@ async def test_a_whole_answer_that_fails_after_a_sign_of_life_is_cut_off(
             assert read.startswith(b" ") and json.loads(read)["error"]["code"] == "poison"
             again = await client.post(CHAT, json=body)
             assert (again.status_code, again.headers["x-should-retry"]) == (500, "false")
+
+
+async def test_a_second_call_is_told_what_the_first_could_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client asks again by itself where the connection broke: not for another answer that takes too long."""
+    monkeypatch.setattr("obatchd.front.waiting.SIGN_S", 0.3)
+    monkeypatch.setenv("OBATCHD_SIMULATOR", json.dumps(SLOW))
+    async with daemon_here(tmp_path, dispatch={"request_timeout_s": 2}) as here:
+        path = str(read_record(tmp_path / "s").runtime_dir / HTTP_SOCKET)
+        transport = CountingToo(uds=path)
+        async with AsyncOpenAI(
+            base_url="http://localhost/v1", api_key="-", max_retries=2,
+            http_client=httpx2.AsyncClient(transport=transport, timeout=30),
+        ) as client:  # fmt: skip
+            for asked in (1, 2):  # somebody who asks anew is asking
+                with pytest.raises(openai.InternalServerError) as caught:
+                    await client.chat.completions.create(model="tiny", messages=said())
+                assert (caught.value.status_code, caught.value.code) == (504, "timeout")
+                assert (transport.calls, here.desk.figures.ended["failed"]) == (asked * 2, asked)

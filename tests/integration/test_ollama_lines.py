@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from daemon_support import Daemon
+from programs_support import over_http
 
 LONG = "word " * 9000
 MODELS = [{"name": "tiny"}, {"name": "vectors", "capabilities": ["embedding"]}]
@@ -44,6 +45,18 @@ def test_a_job_ends_alike_on_every_line_of_ollama(daemon: Callable[..., Daemon],
     assert set(loads.values()) == {1}  # since 0.30 whoever does not say how contexts shift loads a model once more
     log = (d.spool / "work" / "logs" / f"{server['id']}.log").read_text()
     assert log.count(RUNNER[line]) == len(loads)
+
+
+@pytest.mark.parametrize("line", ["0.24", "0.33"])
+def test_questions_and_vectors_by_turns_load_nothing_again(make_daemon: Callable[..., Daemon], line: str) -> None:
+    found = over_http(make_daemon, {"gpus": {"use": "simulated:1"}}, simulator={"ollama": line, "models": MODELS})
+    found.d.start().ready()
+    said = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+    for _ in range(5):
+        assert found.call("POST", "/v1/chat/completions", said).status == 200
+        vector = found.call("POST", "/v1/embeddings", {"model": "tiny", "input": "hello"})
+        assert vector.status == 200 if line == "0.24" else vector.error["code"] == "not_supported"
+    assert [load["model"] for load in found.d.seen()[0]["loads"]] == ["tiny:latest"]
 
 
 def test_a_model_of_text_that_033_makes_no_vectors_with_is_named(daemon: Callable[..., Daemon]) -> None:

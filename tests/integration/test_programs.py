@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from programs_support import CHAT, FORM, Programs, batch_file, for_all_tests, li
 
 Make = Callable[..., Daemon]
 WINDOW: Any = "24h"
+EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,15 @@ def test_lines_that_fail_are_in_the_error_file_and_the_others_in_the_output(prog
     assert all(jsonschema.Draft202012Validator(ERROR_LINE).is_valid(found) for found in wrong)
 
 
+def test_a_refusal_of_the_model_is_a_response_in_the_error_file(programs: Programs, client: OpenAI) -> None:
+    content = batch_file([line("short"), line("long", text="word " * 9000)])
+    done = programs.until_over(started(client, content).id)
+    assert [found["custom_id"] for found in documents(client, done.output_file_id)] == ["short"]
+    [found] = documents(client, done.error_file_id)
+    assert (found["custom_id"], found["error"], found["response"]["status_code"]) == ("long", None, 400)
+    assert found["response"]["body"]["error"]["code"] == "context_length_exceeded"
+
+
 def test_a_batch_without_a_good_line_has_failed_and_says_why(programs: Programs, client: OpenAI) -> None:
     done = programs.until_over(started(client, batch_file([line("a", url="/v1/embeddings"), b"[]"])).id)
     assert done.status == "failed" and done.failed_at and done.output_file_id is None and done.errors is not None
@@ -133,6 +148,7 @@ def test_every_page_of_a_list_comes_once(client: OpenAI) -> None:
         if file.id in files:
             client.files.delete(file.id)
     assert not {file.id for file in client.files.list()} & set(files)
+    uploaded(client, questions(1)), uploaded(client, questions(1))
     assert client.files.list(limit=1).has_more
 
 
@@ -186,6 +202,9 @@ def test_models_are_listed_and_found_by_their_names(client: OpenAI) -> None:
 def test_deleting_a_file_spares_the_batch_that_was_made_of_it(programs: Programs, client: OpenAI) -> None:
     batch = started(client, questions(30, "kept"))
     assert client.files.delete(batch.input_file_id).deleted
+    with pytest.raises(openai.NotFoundError) as gone:
+        client.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window=WINDOW)
+    assert gone.value.param == "input_file_id"
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(batch.input_file_id)
     done = programs.until_over(batch.id)
@@ -344,3 +363,37 @@ def test_the_file_is_kept_and_the_key_is_not(programs: Programs, client: OpenAI)
         if path.is_file():
             assert programs.key.encode() not in path.read_bytes(), path
     assert programs.key not in programs.d.log() and Path(programs.d.config_file).exists()
+
+
+# What the pages show.
+
+
+def test_the_example_runs_a_batch(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = EXAMPLES / "openai_client.py"
+    assert len(path.read_text().splitlines()) <= 15
+    monkeypatch.setenv("OPENAI_BASE_URL", programs.url)
+    monkeypatch.setenv("OPENAI_API_KEY", programs.key)
+    monkeypatch.setattr("sys.argv", [str(path), str(EXAMPLES / "openai-batch.jsonl")])
+    runpy.run_path(str(path), run_name="__main__")
+    lines = [json.loads(one) for one in capsys.readouterr().out.splitlines()]
+    assert [one["custom_id"] for one in lines] == ["greeting", "sky", "count"]
+    assert lines[2]["error"]["code"] == "url_mismatch"  # it is for another endpoint
+
+
+def test_what_the_page_shows_works(programs: Programs, tmp_path: Path) -> None:
+    """Every block of docs/api.md in Python, each as a program of its own."""
+    (tmp_path / "requests.jsonl").write_bytes(questions(2))
+    variables = {
+        **os.environ, "OPENAI_BASE_URL": programs.url, "OPENAI_API_KEY": programs.key,
+        "OLLAMA_HOST": programs.url.removesuffix("/v1"), "OLLAMA_API_KEY": programs.key,
+    }  # fmt: skip
+    page = (EXAMPLES.parents[1] / "docs" / "api.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        text = block.replace("llama3.2", "tiny").replace("/run/obatchd/…/http.sock", str(programs.socket_path))
+        text += "print(client.models.list().data[0].id)\n" if "uds=" in block else ""
+        ran = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert ran.returncode == 0 and (ran.stdout.strip() or "batches.create" in block), ran.stderr

@@ -99,9 +99,9 @@ def test_a_body_in_bad_chunks_is_refused_in_the_usual_shape(door: Programs) -> N
 
 def test_an_expectation_that_nobody_knows_is_refused_in_the_usual_shape(door: Programs) -> None:
     key = b"Authorization: Bearer " + door.key.encode() + b"\r\n"
-    for path in (b"/v1/batches", b"/v1/nothing"):
+    for path, status in ((b"/v1/batches", 417), (b"/v1/nothing", 404)):
         head = b"POST " + path + b" HTTP/1.1\r\n" + HOST + key + b"Connection: close\r\nExpect: the-worst\r\n\r\n"
-        assert refused(door, head)[0] == 417
+        assert refused(door, head)[0] == status
 
 
 def test_who_is_refused_is_not_asked_for_the_body_first(door: Programs) -> None:
@@ -123,6 +123,7 @@ def test_who_is_refused_is_not_asked_for_the_body_first(door: Programs) -> None:
 
 
 WRONG = 10_000
+LARGE_BYTES = int(os.environ.get("OBATCHD_TEST_UPLOAD_BYTES", str(300 * 1024**2)))  # 2 GiB was tried by hand
 
 
 def test_ten_thousand_wrong_keys_cost_little_and_write_nothing(make_daemon: Callable[..., Daemon]) -> None:
@@ -183,20 +184,55 @@ def begun(found: Programs, content: bytes) -> tuple[socket.socket, Path]:
     """An upload under way, of which so much has come, and its file."""
     uploads = found.d.spool / "work" / "uploads"
     known = set(uploads.glob("*/content"))
-    body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", content + b"y" * 4_000_000))
+    connection = sending(found, content + b"y" * 4_000_000, -3_000_000)
+    [path] = wait_for(lambda: set(uploads.glob("*/content")) - known)
+    return connection, path
+
+
+def sending(found: Programs, content: bytes, until: int) -> socket.socket:
+    """An upload whose body is sent until there."""
+    body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", content))
     head = (
         f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {found.key}\r\nContent-Type: {FORM}\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", found.port), timeout=20)
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:-3_000_000])
-    [path] = wait_for(lambda: set(uploads.glob("*/content")) - known)
-    return connection, path
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:until])
+    return connection
+
+
+def test_an_upload_and_a_download_take_no_memory(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    found = over_http(make_daemon, {"limits": {"files_bytes": 9 * 1024**3}, "disk": {"min_free_bytes": 1024**2}})
+    found.d.start().ready()
+    large = tmp_path / "large.jsonl"
+    with open(large, "wb") as file:
+        os.truncate(file.fileno(), LARGE_BYTES)
+    daemon, peak, over = psutil.Process(found.d.pid), 0, threading.Event()
+    before = daemon.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.05):
+            peak = max(peak, daemon.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        with found.client() as client, open(large, "rb") as content:
+            id = client.files.create(file=("large.jsonl", content), purpose="batch").id
+            with client.files.with_streaming_response.content(id) as answer:
+                assert sum(map(len, answer.iter_bytes(1024**2))) == LARGE_BYTES
+            client.files.delete(id)
+    finally:
+        over.set()
+        watching.join()
+    print(f"{(peak - before) / 1e6:.0f} MB more for {LARGE_BYTES / 1e6:.0f} MB")
+    assert 0 < peak < before + 48 * 1024**2
 
 
 def test_uploads_that_a_kill_cut_off_go_at_the_next_start(make_daemon: Callable[..., Daemon]) -> None:
     found = over_http(make_daemon)
     found.d.start().ready()
-    with found.client() as client:
+    with found.client(max_retries=4) as client:
         kept = client.files.create(file=("kept.jsonl", questions(1)), purpose="batch")
         connection, path = begun(found, b"x" * 2_000_000)
         wait_for(lambda: path.stat().st_size >= 1_000_000, what="a part of it is on the disk")
@@ -206,6 +242,13 @@ def test_uploads_that_a_kill_cut_off_go_at_the_next_start(make_daemon: Callable[
         found.d.start().ready()
         assert list((found.d.spool / "work" / "uploads").iterdir()) == []
         assert list(client.files.list()) == [kept]
+        for sent_bytes in (*range(0, 1_200_000, 5 * 65536), -1):  # every 64 KiB was tried by hand
+            connection = sending(found, b"x" * 1_200_000, sent_bytes)
+            found.d.kill()
+            connection.close()
+            found.d.start()
+            assert list((found.d.spool / "work" / "uploads").iterdir()) == []
+            assert list(client.files.list()) == [kept]
 
 
 def test_uploads_under_way_count_for_the_limits_of_their_owner(make_daemon: Callable[..., Daemon]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from daemon_support import Daemon, Document, wait_for
 from programs_support import FORM, Programs, multipart, over_http
+from test_python_client import BROKEN
 
 from obatchd.client import Client
 
@@ -92,6 +94,40 @@ def test_whoever_goes_while_answers_so_far_are_read_leaves_nothing_behind(make_d
     ids = [answer.id for answer in job.results(so_far=True)]
     assert len(ids) == len(set(ids)) > 3000
     assert "Traceback" not in found.d.log() and "already executing" not in found.d.log()
+
+
+def test_a_daemon_that_is_killed_while_results_are_copied_is_waited_for(
+    make_daemon: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = over_http(make_daemon, simulator={"answer": {"tokens": 2}, "faults": [BROKEN]})
+    found.d.start().ready()
+    client = Client(url=f"http://127.0.0.1:{found.port}", key=found.key)
+    job = client.submit([{"prompt": f"What is {n}?", "note": "x" * 8000} for n in range(3000)] + [{"prompt": "bad"}])
+    assert len(list(job.wait(progress=False).failures())) == 1
+    found.d.faults()
+    assert job.retry().wait(progress=False).state == "done"  # whose answer is copied, too
+    job = client.job(job.id)
+    copy, kills = shutil.copyfileobj, 0
+
+    def cut_off(source: Any, target: Any, size_bytes: int) -> None:
+        """Have the daemon killed when some of the first two files has come: of the job, then of its retry."""
+        nonlocal kills
+        target.write(source.read(1024))
+        if kills < 2:
+            kills += 1
+            found.d.kill()
+            found.d.start()
+        copy(source, target, size_bytes)
+
+    monkeypatch.setattr("shutil.copyfileobj", cut_off)
+    answers = list(job.results())
+    assert kills == 2 and len(answers) == 3001 and all(answer.ok for answer in answers)
+    job_too = client.job(job.id)
+    assert found.d.stop() == 0
+    starting = threading.Timer(1, found.d.start)
+    starting.start()
+    assert len(list(job_too.results())) == 3001
+    starting.join()
 
 
 class Proxy(BaseHTTPRequestHandler):

@@ -204,10 +204,16 @@ def test_programs_of_two_users_have_nothing_to_do_with_each_other(make_daemon: C
             def asked(method: str, path: str, body: Any = None, key: str = key) -> Answer:
                 return found.call(method, f"/obatchd/v1/{path}", body, Authorization=f"Bearer {key}")
 
-            for path in (f"jobs/{job}", *(f"jobs/{job}/files/{name}" for name in ("results.jsonl", "so-far.jsonl"))):
+            parts = ("failures", "results", *(f"files/{name}" for name in ("results.jsonl", "so-far.jsonl")))
+            for path in (f"jobs/{job}", *(f"jobs/{job}/{part}" for part in parts)):
                 assert asked("GET", path).status == status, path
             assert len(asked("GET", "jobs").document["jobs"]) == (status == 200)
+            page = asked("GET", "page?fresh=1")
+            assert (job in page.body.decode()) is (status == 200)
+            assert len(page.document["jobs"]) == (status == 200)
+            assert asked("GET", "burnin/series").status == (404 if key == over_all else 403)
             if status == 404:
+                assert asked("DELETE", f"jobs/{job}").status == 404
                 assert {asked("POST", f"jobs/{job}/{act}", {}).status for act in ("cancel", "pause", "retry")} == {404}
                 sent = asked("POST", "jobs", {"file": file, "name": "hers.jsonl", "settings": {}, "token": "t"})
                 assert (sent.status, sent.document["error"]["code"]) == (409, "no_upload")

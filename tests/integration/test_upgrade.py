@@ -145,7 +145,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
     check_settings(new, [r for r in received if r["prompt"].startswith("new")], LATER, "Of later.")
     assert {path: path.read_bytes() for path in before} == before
     assert len(before) == 2 and states(d)["refused"] == "refused"
-    assert set(states(d).values()) == {"done", "refused"}
+    wait_for(lambda: set(states(d).values()) == {"done", "refused"}, what="the index has heard of all ends")
     assert d.stop() == 0
 
 
@@ -173,7 +173,8 @@ def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start,
     state, old_results = d.spool / "work" / "state.db", answered_before(d)
     before = {path: path.read_bytes() for path in d.outbox.glob("*/summary.json")}
     assert version(state) == old
-    for point, reached in (("before_commit", old), ("after_commit", 6)):
+    points = (("before_flush", old), ("after_copy", old), ("before_commit", old), ("after_commit", 6))
+    for point, reached in points:
         assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
         assert version(state) == reached
     [copy] = state.parent.glob(f"*{BACKUP_MARK}*")
@@ -199,7 +200,7 @@ def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start,
         request["prompt"] for requests in asked.values() for request in requests if request["id"] in old_results
     }
     assert {path: path.read_bytes() for path in before} == before and len(before) == 2
-    assert set(states(d).values()) == {"done", "refused"}
+    wait_for(lambda: set(states(d).values()) == {"done", "refused"}, what="the index has heard of all ends")
     sums = d.client.get("usage")["usage"]  # since version 4; jobs that ended before have no tokens in the index
     over = ("done.jsonl", "cancelled.jsonl") if old == 4 else ()
     requests = sum(len(asked[name]) for name in (*IN_WORK, *over)) + len(questions)

@@ -53,8 +53,11 @@ def test_the_client(found: Programs) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="tiny", messages=[{**USER, "content": "word " * 9000}])
         assert caught.value.code == "context_length_exceeded"
+        for model in ("tiny:latest", "library/tiny", "registry.ollama.ai/library/tiny", "TINY"):
+            assert client.chat.completions.create(**asked | {"model": model}).choices
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="nope", messages=[USER])
+        assert not found.d.events("pull_started")
 
 
 def test_answers_have_the_fields_of_ollamas_own_copy_of_that_api(found: Programs) -> None:
@@ -97,7 +100,7 @@ def test_calls_of_all_kinds_beside_a_batch_load_nothing_again(found: Programs, m
 
         def call(number: int) -> None:
             asked: Any = {"model": "tiny", "messages": [USER], "max_tokens": 4}
-            match number % 5:
+            match number % 6:
                 case 0:
                     assert client.chat.completions.create(**asked).choices[0].message.content is not None
                 case 1:
@@ -107,6 +110,11 @@ def test_calls_of_all_kinds_beside_a_batch_load_nothing_again(found: Programs, m
                     assert isinstance(parsed.choices[0].message.parsed, Sky)
                 case 3:
                     assert native.chat("tiny", [USER], options={"num_predict": 4}, keep_alive=0).done
+                case 4:
+                    try:
+                        assert client.embeddings.create(model="tiny", input="why?", encoding_format="float").data
+                    except openai.BadRequestError as error:  # since 0.30
+                        assert error.code == "not_supported"
                 case _:
                     assert [*native.generate("tiny", "why?", options={"num_predict": 4}, stream=True)][-1].done
 

@@ -40,6 +40,7 @@ class Port:
         self.id = server_id
         self.base_url = "http://127.0.0.1:1"
         self.gpu_label = f"GPU-{server_id}"
+        self.version = ""
         self.token = ""
         self.slots = slots
         self.loaded = loaded

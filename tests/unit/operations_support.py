@@ -16,7 +16,7 @@ from engine_support import NoProcess, Street
 from test_gpu_monitor import Bench, DictFacts
 
 from obatchd.control.auth import Caller
-from obatchd.control.operations import Operations
+from obatchd.control.operations import Operations, Reads
 from obatchd.delivery import responses as responses_module
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.documents.answers import Reloaded
@@ -33,6 +33,9 @@ from obatchd.operations.audit import AuditQuestions
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
+from obatchd.operations.reads.answers import JobAnswerPages
+from obatchd.operations.reads.history import Histories
+from obatchd.operations.reads.overview import HostOverviews
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.managed import Host, ManagedServer
 from obatchd.servers.models import ModelInfo
@@ -127,17 +130,21 @@ class Desk(Street):
         self.policy.monitor.listen(xids)
         self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
         self.metrics = Exposition(self.sources)
+        jobs, gpus = JobCommands(self.engine), GpuService(self.policy, self.probe, self.work.audit)
+        overviews = HostOverviews(self.engine, host_commands, gpus, self.burnin)
+        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(self.policy, gpus))
         self.operations = Operations(
-            jobs=JobCommands(self.engine),
+            jobs=jobs,
             servers=commands,
             models=ModelCommands(models),
-            gpus=GpuService(self.policy, self.probe, self.work.audit),
+            gpus=gpus,
             burnin=unused,
             host=host_commands,
             keys=unused,
             http=unused,
             audit=AuditQuestions(self.work.audit),
             metrics=self.metrics,
+            reads=reads,
         )
 
     def digest_on(self, server_id: str, model: str) -> str:

@@ -16,7 +16,7 @@ from work_support import add_live, make_work
 from obatchd.delivery.committer import Committer
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Entry, Intent, Outcome
-from obatchd.jobs.store import EnergyRow, IndexBatch, JobRow
+from obatchd.jobs.store import CostRow, IndexBatch, JobRow
 from obatchd.live import conditions
 from obatchd.live.job import CANCELLED
 
@@ -34,7 +34,7 @@ class Rig:
         self.batches = 0
         self.hindered: list[str] = []
         self.running: list[Failed] = []
-        self.sums: list[tuple[str, EnergyRow]] = []
+        self.sums: list[tuple[str, CostRow]] = []
         self.committer = Committer(self.work)
 
     def accept(self, name: str, size: int = 10) -> JobRow:
@@ -49,7 +49,7 @@ class Rig:
         running, self.running = self.running, []
         return running
 
-    def unkept(self) -> list[tuple[str, EnergyRow]]:
+    def unkept(self) -> list[tuple[str, CostRow]]:
         sums, self.sums = self.sums, []
         return sums
 

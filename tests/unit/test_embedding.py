@@ -53,6 +53,20 @@ async def test_many_requests_share_a_call_and_its_tokens() -> None:
     assert [one.extra["together"] for one in found] == [3, 3, 3]
 
 
+async def test_a_model_of_text_is_not_loaded_again_for_vectors() -> None:
+    server = Server()
+    able = msgspec.structs.replace(OFFER, capabilities=["completion"])
+    [found] = await embed(server.embed, [Request(embed="a")], CONTEXT, able, "0.24.0")
+    assert values(found) and server.asked[0]["options"] == {"temperature": 1, "num_ctx": 8192}
+    for version in ("0.30.0", "v0.33.2-rc1", "1.0.0"):
+        [found] = await embed(server.embed, [Request(embed="a")], CONTEXT, able, version)
+        assert found.answer.fault and found.answer.fault.code == "not_supported"
+    assert len(server.asked) == 1
+    for capabilities, version in ((["embedding"], "0.33.2"), ([], "0.33.2"), (["completion"], "custom")):
+        offer = msgspec.structs.replace(OFFER, capabilities=capabilities)
+        assert values((await embed(server.embed, [Request(embed="a")], CONTEXT, offer, version))[0])
+
+
 async def test_a_call_of_two_says_so_and_a_call_of_one_does_not() -> None:
     two = await embed(Server().embed, [Request(embed="a"), Request(embed="b")], CONTEXT, OFFER)
     one = await embed(Server().embed, [Request(embed="a")], CONTEXT, OFFER)

@@ -14,10 +14,11 @@ from engine_support import Street, street, until
 
 from obatchd.cli.views.job import price
 from obatchd.delivery import energy as energy_module
+from obatchd.delivery.energy import cost_so_far
 from obatchd.delivery.shares import Running, ServerShares, Share, weighed
 from obatchd.dispatch.interactive.lease import Question
 from obatchd.dispatch.protocol import INTERACTIVE
-from obatchd.documents.jobs import JobTotals
+from obatchd.documents.jobs import CostSoFar, JobTotals
 from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.model import Identity, Reading
 from obatchd.live.models import EnergyReading
@@ -411,12 +412,13 @@ async def test_the_energy_of_a_job_survives_a_restart(tmp_path: Path, monkeypatc
         clock.pass_s(10.0)
         await rig.answer(live, 1)
         clock.meter(rig, 3000.0)
-        before = rig.work.store.of(live.row).energy(live.key)
+        before = rig.work.store.of(live.row).cost(live.key)
         assert before.energy_j == 0.0  # not certain yet
     async with street(monkeypatch, tmp_path) as rig:
         [again] = rig.work.jobs.values()
         assert 0 < again.energy_j <= 3000.0 and again.energy_tokens == pytest.approx(weighed(3, 5))
         kept_j = again.energy_j
+        assert cost_so_far(again) == CostSoFar(3, 5, round(live.gpu_s, 3), pytest.approx(5 / kept_j, abs=1e-4))
         await rig.answer(again)  # by a server that no meter was read of
         summary = await rig.published(again)
         assert summary["energy_j"] == pytest.approx(kept_j, abs=0.001) and summary["energy_percent"] == 50.0

@@ -149,10 +149,12 @@ async def test_a_retry_goes_first_and_elsewhere_whatever_its_family(make: Make) 
     other = next(name for name in rig.ports if name != server)
     rig.worker(server).end((1, 1), SERVER)
     lane = rig.queue._lanes[1][0]
-    assert lane.window[0].line != 1 or lane.window[0].servers == [server]
-    places = places_at(1, {other: [(1, 1004)]}, {})
-    taken = rig.queue.take(SMALL, 1, other, {server, other}, places=places)
-    assert [one.pending.line for one in taken] in ([1], []) or (1, 1) in rig.worker(other).held
+    assert (lane.window[0].line, lane.window[0].servers) == (1, [server])
+    places = places_at(1, {server: [(1, 1000)], other: [(1, 1004)]}, {})
+    here = rig.queue.take(SMALL, 1, server, {server, other}, places=places)
+    assert here[0].pending.line != 1, "left for another server, although this one has its family"
+    there = rig.queue.take(SMALL, 1, other, {server, other}, places=places)
+    assert there[0].pending.line == 1, "first, although a free slot has another family"
 
 
 async def test_a_server_whose_model_was_loaded_anew_or_whose_process_ended_has_nothing_computed(make: Make) -> None:
@@ -202,6 +204,17 @@ def test_a_lane_counts_the_families_of_its_window() -> None:
     while lane.pop("gpu0", frozenset()) is not None:
         pass
     assert (lane.kinds, lane.related, lane.members) == (0, 0, {})
+
+
+@pytest.mark.parametrize(("families", "told"), [([5, 5, 6, 6, None], 2), ([5, 6, 7, 8, 9], 0)])
+async def test_a_server_tells_how_many_families_it_has_where_any_requests_begin_alike(
+    make: Make, families: list[int | None], told: int
+) -> None:
+    fleet = await fleet_of(make, servers=1, slots=8)
+    await fleet.add(1, families)
+    await fleet.run(0)
+    link = fleet.rig.link("gpu0")
+    assert len(link.offers) == 5 and link.families == told
 
 
 def test_a_family_is_split_over_servers_before_it_gets_two_slots_of_one() -> None:

@@ -133,6 +133,5 @@ async def test_the_desk_says_when_to_come_again() -> None:
 
     full: Any = Full()
     with pytest.raises(ApiError) as caught:
-        async with Questions(full).ask(WHO, b"{}", stream=False):
-            pass
+        await Questions(full).ask(WHO, b"{}", stream=False)
     assert (refusal(caught.value).headers["Retry-After"], caught.value.status) == ("13", 429)

@@ -250,6 +250,9 @@ def test_the_last_status_says_that_the_job_is_over(work: Work) -> None:
     summary = summary_of(live, totals(), Models())
     last = last_status(live, summary)
     assert (last.state, last.finished_at, last.eta_s) == ("done", summary.finished_at, None)
+    assert last.totals is not None and last.totals.gpu_s == summary.gpu_s
+    assert (last.totals.prompt_tokens, last.totals.response_tokens) == (summary.prompt_tokens, summary.response_tokens)
+    assert last.energy_j is last.cost is msgspec.UNSET, "no more than so far: the totals have it"
 
 
 @pytest.mark.parametrize(

@@ -344,31 +344,30 @@ class Answer:
         self.coming: asyncio.Queue[Piece | Exception | bytes] = asyncio.Queue()
         for one in coming:
             self.coming.put_nowait(one)
+        self.found: Piece | Exception | bytes | None = None
         self.left = asyncio.Event()
 
-    def __aiter__(self) -> Answer:
-        return self
+    async def wait(self, limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                self.found = await self.coming.get()
+        except TimeoutError:
+            return False
+        if isinstance(self.found, Exception) and not isinstance(self.found, ApiError):
+            raise self.found
+        return True
 
-    async def __anext__(self) -> Piece:
-        found = await self.coming.get()
-        if isinstance(found, Piece):
-            return found
-        if isinstance(found, Exception) and not isinstance(found, ApiError):
-            raise found
-        self.coming.put_nowait(found)  # for ``result``
-        raise StopAsyncIteration
+    def fresh(self) -> Piece | None:
+        return self.found if isinstance(self.found, Piece) else None
 
     async def result(self) -> bytes:
-        found = await self.coming.get()
+        found = self.found if self.found is not None else await self.coming.get()
         if isinstance(found, Exception):
             raise found
         assert isinstance(found, bytes)
         return found
 
-    async def __aenter__(self) -> Answer:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.left.set()
 
 
@@ -379,7 +378,7 @@ class Asked:
         self.answer = Answer()
         self.calls: list[tuple[Caller, Any, bool]] = []
 
-    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Answer:
+    async def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Answer:
         self.calls.append((caller, json.loads(raw), stream))
         return self.answer
 

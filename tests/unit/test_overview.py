@@ -26,7 +26,6 @@ from obatchd.documents.models import PullProgress
 from obatchd.documents.status import LoadedModel, RefusedModel
 from obatchd.errors import ModelError
 from obatchd.jobs.model import Outcome, Profile
-from obatchd.operations import host as module
 from obatchd.operations import servers as servers_module
 from obatchd.servers.states import ServerState
 from obatchd.spool.drop import Blocked
@@ -66,10 +65,10 @@ async def test_jobs_and_requests_are_counted(rig: Desk) -> None:
     assert [job.job for job in rig.operations.host.status(BOB).jobs] == [second.row.job]
 
 
-async def test_no_more_jobs_are_shown_than_anybody_reads(rig: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STATUS_JOBS", 1)
-    first, _ = await rig.take("a"), await rig.take("b")
-    assert [job.job for job in rig.operations.host.status(ADMIN).jobs] == [first.row.job]
+async def test_no_more_jobs_are_shown_than_anybody_reads(rig: Desk) -> None:
+    taken = [await rig.take(f"a{number}") for number in range(51)]
+    shown = [job.job for job in rig.operations.host.status(ADMIN).jobs]
+    assert shown == [live.row.job for live in taken[:50]]
 
 
 async def test_drops_that_wait_are_shown_to_their_owners(rig: Desk) -> None:
@@ -169,6 +168,14 @@ async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
     assert status.waiting_for_restart == ["servers.slots"]
     note = "note: changed in the configuration, and waiting for a restart: servers.slots"
     assert note in render(msgspec.to_builtins(status))
+
+
+async def test_families_in_flight_are_told_where_there_are_any(rig: Desk) -> None:
+    status = msgspec.to_builtins(rig.operations.host.status(ADMIN))
+    assert "queue  0 requests in 0 jobs" in render(status)
+    for server, families in zip(status["servers"], (3, 2), strict=True):
+        server["families"] = families
+    assert "queue  0 requests in 0 jobs; 5 families of requests that begin alike in flight" in render(status)
 
 
 async def test_a_narrow_terminal_breaks_reasons_between_words_and_has_no_empty_columns(

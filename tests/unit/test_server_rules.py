@@ -11,7 +11,7 @@ from settings_support import in_force
 
 from obatchd.delivery.advice import advice
 from obatchd.errors import ServerError
-from obatchd.ollama.api import canonical
+from obatchd.model_names import canonical, folded, plain
 from obatchd.servers import pulling
 from obatchd.servers.models import LOCAL, ModelKeeper
 from obatchd.servers.process import version_warning
@@ -88,6 +88,24 @@ def test_other_versions_are_used_with_a_warning(version: str) -> None:
 )
 def test_canonical_names(name: str, full: str) -> None:
     assert canonical(name) == full
+
+
+def test_a_model_has_several_names() -> None:
+    for name in ("tiny", "Tiny", "TINY:Latest", "library/tiny", "registry.ollama.ai/library/tiny:latest"):
+        assert folded(name) == "tiny:latest" and plain(name).lower() == "tiny"
+    for name in (
+        "tiny:7b",
+        "me/tiny",
+        "registry.ollama.ai/tiny",
+        "x/library/tiny",
+        "elsewhere/library/tiny",
+        "library",
+    ):
+        assert folded(name) != "tiny:latest"
+    assert (
+        plain("registry.ollama.ai/me/tiny:7B") == "me/tiny:7B"
+        and canonical("hf.co/Me/Tiny:Q4_K_M") == "hf.co/Me/Tiny:Q4_K_M"
+    )
 
 
 def test_a_missing_binary_is_explained(tmp_path: Path) -> None:

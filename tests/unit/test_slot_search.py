@@ -66,8 +66,7 @@ def search(curve: Throughput, fits: int, seed: int, start: int = 8) -> Found:
             found.cannot[slots] = DOES_NOT_FIT
             continue
         window, _ = measure(curve, slots, random_)
-        if not found.tried:
-            found.mix = window.mix()
+        found.compare_with(window.mix())
         found.note(window.speed(found.mix, 0.0))
     return found
 
@@ -117,6 +116,29 @@ def test_a_mix_that_changes_is_no_gain() -> None:
     assert second.mix().response_tokens < first.mix().response_tokens / 8
     assert two.tokens_per_s == pytest.approx(one.tokens_per_s, rel=0.06)
     assert second.speed(second.mix(), 0.0).tokens_per_s != pytest.approx(one.tokens_per_s, rel=0.2)
+
+
+@pytest.mark.parametrize("order", [(400, 4), (4, 400), (400, 4, 60)])
+def test_prompts_of_other_lengths_are_no_gain_and_no_loss(order: tuple[int, ...]) -> None:
+    """A job with long prompts ends within the search, and one with short ones follows: requests have a cost besides."""
+
+    def window(slots: int, prompt: int) -> Window:
+        made, overhead_s, eval_s = Window(slots), 0.02, 40 * 0.025  # as many answers a second as there are slots
+        item = ResultItem(
+            1, 1, 1, True, b"", overhead_s + prompt / 5000 + eval_s, prompt, 40, eval_s=eval_s, active=slots
+        )
+        while not made.full:
+            made.add(item, item.duration_s)
+        return made
+
+    found = Found(8)
+    for slots, prompt in zip((8, 16, 4), order, strict=False):
+        one = window(slots, prompt)
+        found.compare_with(one.mix())
+        found.note(one.speed(found.mix, 0.0))
+    per_slot = [tried.tokens_per_s / slots for slots, tried in found.tried.items()]
+    assert per_slot == pytest.approx([per_slot[0]] * len(per_slot), rel=0.025)
+    assert found.mix == (min(order), 40)
 
 
 def test_a_window_ends_after_a_minute_or_two_hundred_answers_and_two_of_each_slot() -> None:

@@ -219,13 +219,14 @@ async def test_a_daemon_that_ends_in_a_step_begins_with_the_good_number(make: Ma
     assert (16 in found(third).tried) is not killed
 
 
-async def test_other_versions_are_searched_again_from_the_number_found(make: Make) -> None:
+@pytest.mark.parametrize("what", ["digest", "version", "driver"])
+async def test_other_versions_are_searched_again_from_the_number_found(make: Make, what: str) -> None:
     hall = make()
     await hall.start()
     hall.fill(1, 30_000, SMALL)
     await hall.run(3600)
     again = make(facts=hall.facts)
-    again.digest = "sha256:2"
+    setattr(again if what == "digest" else again.servers["gpu0"], what, "another")
     again.clock.now_s = hall.clock.now_s + 3600
     await again.start()
     again.fill(1, 30_000, SMALL)

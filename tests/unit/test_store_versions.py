@@ -12,7 +12,7 @@ from settings_support import DEFAULTS, WITHOUT_VERSION_6, in_force
 from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Intent, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, Store
-from obatchd.jobs.store.rows import EnergyRow, ResultRow
+from obatchd.jobs.store.rows import CostRow, ResultRow
 from obatchd.jobs.store.schema import BACKUP_MARK
 
 CANARY = "c4n4ry-"
@@ -62,9 +62,10 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
     assert [found.job for found in store.state.list_jobs([JobState.DONE], owner=7)] == [row.job]
     assert len(list(store.results(row))) == 2
     assert version(segment) == 1 and not list(segment.parent.glob(f"*{BACKUP_MARK}*"))  # its tables stayed as they were
-    assert store.of(row).energy(row.key) == EnergyRow(row.key, 0.0, 0.0)
-    store.write_results([], [], [(row.segment, EnergyRow(row.key, 1.5, 7.0))])
-    assert store.of(row).energy(row.key) == EnergyRow(row.key, 1.5, 7.0)
+    assert store.of(row).cost(row.key) == CostRow(row.key, 0.0, 0.0, 0.0, 0, 0)
+    cost = CostRow(row.key, 1.5, 7.0, 2.5, 30, 40)
+    store.write_results([], [], [(row.segment, cost)])
+    assert store.of(row).cost(row.key) == cost
     store.close()
 
 

@@ -39,7 +39,10 @@ class Wire:
         self.reader = asyncio.StreamReader()
 
     def write(self, data: bytes) -> None:
-        self.sent.append(protocol.to_main.decode(data[4:]))
+        while data:
+            size = 4 + int.from_bytes(data[:4], "little")
+            self.sent.append(protocol.to_main.decode(data[4:size]))
+            data = data[size:]
 
     def is_closing(self) -> bool:
         return False
@@ -558,6 +561,7 @@ async def test_several_answers_have_the_slots_that_nobody_else_needs(server: Ser
     wire.feed(configure(server.url, slots=4), CONTEXT, offer(1, 1, raw=choosing(6)))
     await wire.until(lambda: server.asked == 4)
     wire.feed(offer(1, 2, 3, 4))
+    await wire.until(wire.started)
     assert wire.started() == [(1, 1)], "never more at a server than it has slots"
     server.go.set()
     await wire.until(lambda: len(wire.results()) == 4)
@@ -735,9 +739,18 @@ async def test_a_request_that_wants_no_stream_gives_its_first_sign_alone(wire: W
     made = Pieces(chunk("be"), chunk("cause"), END)
     async with serving(made.chat) as url:
         wire.feed(configure(url), PEOPLE, people(7, stream=False))
-        made.go(3)
+        made.go()
+        await wire.until(lambda: pieces_of(wire))
+        made.go(2)
         await wire.until(wire.results)
     assert pieces_of(wire) == [protocol.TokenItem(0, 7, 1)]
+
+
+async def test_an_answer_that_comes_at_once_is_all_that_is_told(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), PEOPLE, people(7, stream=False))
+    await wire.until(wire.results)
+    assert [type(message) for message in wire.sent] == [protocol.Hello, protocol.Results]
 
 
 async def test_a_batch_sends_no_pieces(server: Server, wire: Wire) -> None:

@@ -47,7 +47,7 @@ def build(records: Sequence[Record]) -> BurninReport:
     return BurninReport(
         run=begun.plan.run,
         version=begun.version,
-        state=ended.reason if ended else "preparing" if loading_s is None else "loading",
+        state=state_of(records),
         verdict=result.value,
         exit_code=verdict.EXIT_CODES[result],
         meaning=_meaning(result, verdicts),
@@ -59,11 +59,23 @@ def build(records: Sequence[Record]) -> BurninReport:
         end=ended.text or ended.reason if ended else "",
         asked_s=begun.plan.duration_s,
         elapsed_s=round(sum(bucket.span_s for bucket in buckets), 1),
-        gaps=[BurninGap(instant(r.from_s), instant(r.until_s), r.reason) for r in records if isinstance(r, Gap)],
+        gaps=gaps_in(records),
         events=[_event(record) for record in records if isinstance(record, Event) and not record.gpu],
         at=[instant(bucket.at_s) for bucket in buckets],
         gpus=[_gpu(found, judged, buckets) for found, judged in zip(evidence, verdicts, strict=True)],
     )
+
+
+def state_of(records: Sequence[Record]) -> str:
+    """How far a run is, or how it ended."""
+    if (ended := journal.ended(records)) is not None:
+        return ended.reason
+    return "preparing" if journal.loading_s(records) is None else "loading"
+
+
+def gaps_in(records: Sequence[Record]) -> list[BurninGap]:
+    """The times without load."""
+    return [BurninGap(instant(r.from_s), instant(r.until_s), r.reason) for r in records if isinstance(r, Gap)]
 
 
 def head(report: BurninReport) -> BurninHead:
@@ -116,7 +128,7 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         throttle_s={cause: round(seconds, 1) for cause, seconds in sorted(evidence.throttle_s.items())},
         counters=dict(sorted(evidence.counters.items())),
         events=[_event(event) for event in evidence.events if event.gpu],
-        series=_series(evidence.unit.uuid, buckets),
+        series=series_of(evidence.unit.uuid, buckets),
     )
 
 
@@ -128,7 +140,8 @@ def _event(event: Event) -> BurninEvent:
     return BurninEvent(instant(event.at_s), event.signal, event.text, event.consequence, event.action, event.verbatim)
 
 
-def _series(uuid: str, buckets: list[Bucket]) -> Series:
+def series_of(uuid: str, buckets: Sequence[Bucket]) -> Series:
+    """The values of one GPU, one for each bucket."""
     empty = Sample()
     samples = [bucket.gpus.get(uuid, empty) for bucket in buckets]
     spans = [max(bucket.span_s, 1e-3) for bucket in buckets]

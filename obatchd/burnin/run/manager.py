@@ -13,13 +13,21 @@ import msgspec
 from obatchd import __version__, log
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Ended, Gap, Record, Unit
-from obatchd.burnin.report import report
+from obatchd.burnin.report import report, series
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.host import describe
 from obatchd.burnin.run.plan import Asked
 from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedGpu, ListedRun
+from obatchd.documents.burnin import (
+    BurninBrief,
+    BurninHead,
+    BurninReport,
+    BurninSeries,
+    BurninStatus,
+    ListedGpu,
+    ListedRun,
+)
 from obatchd.errors import ConfigError, ControlError, StoreError
 from obatchd.gpus.model import Gpu
 from obatchd.tasks import TaskSet
@@ -178,11 +186,18 @@ class Burnin:
 
     async def report(self, run: str) -> BurninReport:
         """The report of a run, by its id, the beginning of it, or ``latest``."""
+        return await asyncio.to_thread(report.build, await self._records(run))
+
+    async def series(self, run: str, points: int) -> BurninSeries:
+        """How a run, named in the same way, went so far."""
+        found = await asyncio.to_thread(series.build, await self._records(run), points)
+        found.active = self.active is not None and self.active.plan.run == found.run
+        return found
+
+    async def _records(self, run: str) -> list[Record]:
         if self._run is not None and run in ("latest", self._run.plan.run):
-            records = list(self._run.records)
-        else:
-            records = await asyncio.to_thread(self._shelf.read, run)
-        return await asyncio.to_thread(report.build, records)
+            return list(self._run.records)
+        return await asyncio.to_thread(self._shelf.read, run)
 
     async def runs(self) -> list[ListedRun]:
         """All runs, newest first."""

@@ -11,6 +11,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation, Span, clean
 from obatchd.cli.commands.completion import gpus
+from obatchd.cli.views.history import VALUES, history
 from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
@@ -28,6 +29,8 @@ _IDENTITY = (
     ("highest clock", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
+_BESIDE_BARS = 44  # characters of the other columns
+_STEPS_FOR_PROGRAMS = 720
 _BY = {"rules": "obatchd", "administrator": "an administrator"}  # who puts a GPU into quarantine
 gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
 _one_gpu = click.argument("gpu", metavar="GPU", shell_complete=gpus)
@@ -143,6 +146,31 @@ def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
     """Show what happened to the GPUs, oldest first. Serial number and slot tell whether an error follows the card."""
     document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
     invocation.answer(document, view=lambda _: [*map(_event_line, document["events"])] or ["no events"])
+
+
+@gpus_command.command("history")
+@click.argument("gpu", metavar="[GPU]", required=False, shell_complete=gpus)
+@click.option(
+    "--span", default="24h", show_default=True, type=Span(600.0), metavar="TIME", help="How far back; to 90d."
+)
+@click.option("--value", type=click.Choice([*VALUES]), help="Only this; default: of many GPUs utilisation, of one all.")
+def history_command(invocation: Invocation, gpu: str | None, span: float, value: str | None) -> None:
+    """Show how the GPUs and their work were over time.
+
+    Minutes are kept for two days, hours for 90 days; a gap is a time without readings.
+    """
+    wanted: dict[str, Any] = {"span": f"{span:.0f}s", "points": _steps_shown(invocation)}
+    client = invocation.client()
+    document, work = client.get("gpu-history", gpu=gpu or None, **wanted), client.get("work-history", **wanted)
+    shown = [value] if value else [*VALUES] if len(document["gpus"]) == 1 else ["utilisation"]
+    told = {**document, "work": {name: work[name] for name in ("host", "servers")}}
+    invocation.answer(told, view=lambda _: history(document, work, shown))
+
+
+def _steps_shown(invocation: Invocation) -> int:
+    """So many bars fit into a line; a program gets more."""
+    columns = shutil.get_terminal_size().columns
+    return _STEPS_FOR_PROGRAMS if invocation.json else max(12, min(columns, 180) - _BESIDE_BARS)
 
 
 @gpus_command.command("quarantine")

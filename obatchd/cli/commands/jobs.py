@@ -10,7 +10,7 @@ import click
 
 from obatchd.cli.command import Command, Document, Invocation, Since, Span, clean
 from obatchd.cli.named import NAMED, one_job
-from obatchd.cli.views.job import doubts, page, waits
+from obatchd.cli.views.job import doubts, page, waits, why
 from obatchd.cli.views.status import job_state, job_table
 from obatchd.cli.views.text import place, table
 from obatchd.cli.views.waiting import watch as show_again
@@ -41,6 +41,7 @@ _one_job = one_job()
 @click.option("--all", "owner", flag_value="all", help="Jobs of every owner; for administrators.")
 @click.option("--label", metavar="TEXT", help="Only jobs with this label.")
 @click.option("--since", type=Since(), metavar="TIME", help="Only jobs accepted in the last 3d, or from a date on.")
+@click.option("--after", metavar="ID", help="Only jobs older than this one: the next part of a long list.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
 @click.option(
@@ -83,13 +84,19 @@ def _list(document: Document) -> list[str]:
     lines = [line for job in jobs for line in (*waits(job), *doubts(job))]
     left = counted(len(lines) - _DOUBTS_SHOWN, "more line")
     more = [f"… and {left}; obatchctl job JOB shows them"] * (len(lines) > _DOUBTS_SHOWN)
+    if (last := document.get("next")) is not None:
+        more.append(f"older jobs:  obatchctl jobs --after {clean(last)}")
     return [*job_table(jobs), *lines[:_DOUBTS_SHOWN], *more] if jobs else ["No jobs."]
 
 
 @click.command("job", cls=Command, help=f"Show everything about one job.\n\n{NAMED}")
 @_one_job
-def job_command(invocation: Invocation, job_id: str) -> None:
-    invocation.answer(invocation.client().get("jobs", job_id), view=page)
+@click.option("--failures", is_flag=True, help="Only why requests have no answer; also while it runs.")
+def job_command(invocation: Invocation, job_id: str, failures: bool) -> None:
+    if failures:
+        invocation.answer(invocation.client().get("jobs", job_id, "failures"), view=why)
+    else:
+        invocation.answer(invocation.client().get("jobs", job_id), view=page)
 
 
 @click.command("cancel", cls=Command)

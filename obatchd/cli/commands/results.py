@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
+from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean, given
 from obatchd.cli.commands.completion import jobs
+from obatchd.cli.following import FORMS
+from obatchd.cli.following import follow as followed
 from obatchd.cli.named import is_last, last, latest
 from obatchd.cli.views.job import doubts
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
@@ -49,6 +52,7 @@ _TOLD = 10  # jobs of a spool without a daemon
 @click.option("--majority", is_flag=True, help="Of a prompt's several answers only the most frequent one.")
 @click.option("--only-this", is_flag=True, help="Leave out the answers of its retries.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
+@click.option("--follow", "-f", is_flag=True, help="Print the answers of a running job as they come, until it is over.")
 def results_command(
     invocation: Invocation,
     /,
@@ -61,6 +65,7 @@ def results_command(
     majority: bool,
     only_this: bool,
     seed: int | None,
+    follow: bool,
 ) -> None:
     """Print, merge and export answers. JOB is named as for obatchctl job; DIR is an outbox, or any response files.
 
@@ -72,6 +77,10 @@ def results_command(
     """
     if (place is None) != is_last():
         raise click.UsageError("give one of JOB, DIR and --last")
+    if follow:
+        others = {"--output": output, "--review": review, "--majority": majority, "--json": invocation.json}
+        _follow(invocation, place, form, others, data_only=data_only, only=only)
+        return
     source = source_of(invocation, place, only_this=only_this)
     prompts = Prompts(source, majority=majority)
     if review is not None:
@@ -102,6 +111,32 @@ def results_command(
         lines = [*_named(source), *tally.lines(source), *agreement.lines(), *_written(output, tally)]
         told = _again(source, only) if only else doubts({"job": source.job or source.path}, tally.doubts)
         click.echo("\n".join([*map(clean, lines), *told]), err=output is None)
+
+
+def _follow(
+    invocation: Invocation,
+    place: str | None,
+    form: Format | None,
+    others: Mapping[str, object],
+    *,
+    data_only: bool,
+    only: str | None,
+) -> None:
+    """As ``export`` to standard output, of a job whose answers come."""
+    if given := [option for option, value in others.items() if value]:
+        raise click.UsageError(f"{given[0]} does not go with --follow")
+    if form not in (None, *FORMS):
+        raise click.UsageError(f"--follow prints {' or '.join(FORMS)}; the other formats need to know every row first")
+    if data_only and form != "jsonl":
+        raise click.UsageError("--data-only goes with --format jsonl")
+    job = place or latest(invocation.client())
+    try:
+        source, tally = followed(invocation, job, form, sys.stdout.buffer, data_only=data_only, only=only)
+    except KeyboardInterrupt:  # who has seen enough
+        sys.exit(exit_codes.OK)
+    if source is not None:
+        told = _again(source, only) if only else doubts({"job": source.job}, tally.doubts)
+        click.echo("\n".join(clean(line) for line in [*_named(source), *tally.lines(source), *told]), err=True)
 
 
 def _named(source: ResultSet) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import OUTCOMES, job_state
-from obatchd.cli.views.text import duration, place, styled
+from obatchd.cli.views.text import duration, place, styled, wrapped
 from obatchd.users import user_name
 from obatchd.words import counted, energy, three_digits
 
@@ -54,6 +54,22 @@ def causes(job: Document) -> Iterator[str]:
         yield f"{unknown:,} more; errors.jsonl of the results has their causes when the job is over"
 
 
+def why(document: Document) -> Iterator[str]:
+    """Why requests of a job have no answer: the most frequent cause first, each with what to do."""
+    ended = ", ".join(f"{document[name]:,} {name}" for name in OUTCOMES if document[name]) or "nothing has ended"
+    total = f"of {counted(document['requests'], 'request')} " if document["requests"] is not None else ""
+    yield click.style(f"{clean(document['job'])} ({clean(document['state'])}): {total}{ended}", bold=True)
+    for cause in document["failures"]:
+        where = f", the first in line {cause['line']:,}" if cause["line"] is not None else ""
+        yield ""
+        yield click.style(f"{cause['requests']:,} {clean(cause['code'])}", fg="red") + where
+        yield from wrapped(cause["example"], "  ")
+        if cause["advice"]:
+            yield from wrapped(cause["advice"], "  → ")
+    if not document["failures"]:
+        yield "no request failed"
+
+
 def page(job: Document) -> Iterator[str]:
     """Everything about a job."""
     for key, value in _facts(job):
@@ -88,8 +104,7 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     speed = totals or job
     rates = ((speed["requests_per_s"], "requests/s"), (speed["tokens_per_s"], "tokens/s"))
     yield "speed", ", ".join(f"{rate:,.1f} {unit}" for rate, unit in rates if rate is not None)
-    if (so_far := job.get("energy_j")) is not None:
-        yield "energy", f"{energy(so_far)} so far"
+    yield from _so_far(job)
     if totals:
         yield "tokens", f"{totals['prompt_tokens']:,} of prompts, {totals['response_tokens']:,} of answers"
         yield "GPU-seconds", f"{totals['gpu_s']:,.1f}"
@@ -103,6 +118,17 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     yield from ((key.replace("_", " "), _shown(value)) for key, value in settings if not key.endswith("sha256"))
     yield "results", clean(place(job["outbox"])) if job["outbox"] else None
     yield "refused to", clean(place(job["refused_to"])) if job["refused_to"] else None
+
+
+def _so_far(job: Document) -> Iterator[tuple[str, str | None]]:
+    """What a job in work has cost."""
+    cost = job.get("cost") or {}
+    if cost:
+        yield "tokens", f"{cost['prompt_tokens']:,} of prompts, {cost['response_tokens']:,} of answers so far"
+        yield "GPU-seconds", f"{cost['gpu_s']:,.1f} so far" if cost["gpu_s"] else None
+    if (energy_j := job.get("energy_j")) is not None:
+        speed = f", {three_digits(cost['tokens_per_j'])} tokens/J" if cost.get("tokens_per_j") else ""
+        yield "energy", f"{energy(energy_j)} so far{speed}"
 
 
 def price(job: Document) -> Iterator[str]:

@@ -43,7 +43,10 @@ def render(status: Document) -> list[str]:
     waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
     if held_back := inbox.get("waiting"):
         waiting += f", {held_back} {'waits' if held_back == 1 else 'wait'}: see above"
-    told = [f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}", f"inbox  {waiting}"]
+    asked = f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}"
+    if families := sum(server.get("families", 0) for server in status["servers"]):
+        asked += f"; {counted(families, 'family', 'families')} of requests that begin alike in flight"
+    told = [asked, f"inbox  {waiting}"]
     if people := status.get("interactive"):
         told.insert(1, f"people {people_line(people)}")
     told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from obatchd.errors import InteractiveError, ObatchError
 from obatchd.jobs.formats.lines import read_whole
 from obatchd.jobs.formats.request import Request
 from obatchd.jobs.lane import Pending, Taken
-from obatchd.jobs.model import Profile, RequestRefused, round_context
+from obatchd.jobs.model import Profile, RequestRefused
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Cause, Fault
@@ -64,6 +65,7 @@ class Desk:
         self._waker = waker
         self._clock = clock
         self._leases: dict[int, Lease] = {}  # by number; all that wait or are at a worker
+        self._owners: Counter[int] = Counter()  # of those
         self._number = 0
         self._looked_s = 0.0
         self._closed = False
@@ -77,7 +79,8 @@ class Desk:
         """
         self._refuse_stopped()
         read = question.read or read_question(question.raw)
-        question = msgspec.structs.replace(question, read=None)
+        if question.read is not None:
+            question = msgspec.structs.replace(question, read=None)
         lease = Lease(self, self._next_number(), question, self._profile_of(read.request), owner, read.digest)
         if self._blame.refuses(lease.digest):
             words = "servers crashed over this request; it is refused for ten minutes"
@@ -85,9 +88,9 @@ class Desk:
         self._refuse_full(lease)
         now_s = self._clock()
         lease.asked_s, lease.ends_s = now_s, now_s + (question.timeout_s or float("inf"))
-        owners = {other.owner for other in self._leases.values()}
-        if owner not in owners:
-            self._queue.join(owner, owners)
+        if owner not in self._owners:
+            self._queue.join(owner, self._owners.keys())
+        self._owners[owner] += 1
         self._leases[lease.number] = lease
         self.waiting.add(lease)
         self.figures.asked(lease.profile)
@@ -140,19 +143,7 @@ class Desk:
         settings = self._settings.value
         if not (model := request.model or settings.model or ""):
             raise InteractiveError("it names no model, and the settings name none", code="model")
-        profile = Profile(model, round_context(request.context_length or settings.context_length))
-        if profile in self._held():
-            return profile
-        return next((other for other in self._in_use() if other.plain == profile.plain), profile)
-
-    def _held(self) -> set[Profile | None]:
-        return {held for link in self._links.values() for held in (link.server.loaded, link.server.loading)}
-
-    def _in_use(self) -> Iterator[Profile]:
-        """Profiles that servers have, and that others wait for: no second name of a model makes one load again."""
-        yield from filter(None, self._held())
-        yield from self.waiting.profiles()
-        yield from self._queue.profiles()
+        return Profile.of(model, request.context_length or settings.context_length)
 
     def _refuse_stopped(self) -> None:
         if self.stopped:
@@ -314,7 +305,12 @@ class Desk:
 
     def _forget(self, lease: Lease) -> None:
         """It neither waits nor is at a server any more."""
-        if self._leases.pop(lease.number, None) is not None and lease.waits:
+        if self._leases.pop(lease.number, None) is None:
+            return
+        self._owners[lease.owner] -= 1
+        if not self._owners[lease.owner]:
+            del self._owners[lease.owner]
+        if lease.waits:
             self.waiting.remove(lease)
 
 

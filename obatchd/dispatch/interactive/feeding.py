@@ -107,6 +107,7 @@ class Feeding:
         held = Counter(
             offered.taken.lane.owner
             for link in links
+            if link.people
             for (job, _), offered in link.offers.items()
             if job == INTERACTIVE
         )
@@ -124,6 +125,8 @@ class Feeding:
         most = max(1, int(self._settings.value.dispatch.interactive_share * slots))
         owners = self._desk.waiting.owners(profile)
         batches = self._queue.owners(profile) if not self._desk.batches_held else frozenset()
+        if len(owners) == 1 and batches <= owners:
+            return self._desk.waiting.first(profile, *owners)
         used = sorted((self._queue.used_s(owner), owner) for owner in owners)
         for used_s, owner in used:
             others = (owners | batches) - {owner}

@@ -81,9 +81,13 @@ class Demand:
 
     def profiles(self) -> list[Profile]:
         """Profiles that requests wait for, the one that should be served first in front."""
-        people = sorted(self._waiting.profiles(), key=self.claim)
-        batches = () if self._holds.reasons else self._queue.profiles()
-        return [*people, *(profile for profile in batches if profile not in people)] if people else list(batches)
+        people = self._waiting.profiles()
+        batches = [] if self._holds.reasons else self._queue.profiles()
+        if not people:
+            return batches
+        if len(people) > 1:
+            people.sort(key=self.claim)
+        return [*people, *(profile for profile in batches if profile not in people)]
 
     def is_interactive(self, profile: Profile) -> bool:
         """Whether somebody waits for an answer that needs ``profile``."""

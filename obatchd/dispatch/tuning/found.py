@@ -98,6 +98,20 @@ class Found(msgspec.Struct):
         """The number to measure next, or None."""
         return following(self.start, self.tried, self.fitting(memory_bytes))
 
+    def compare_with(self, mix: Mix) -> None:
+        """A window with answers of this mix is about to be noted: say for which mix all are compared from now on.
+
+        It is that of the first window, but with the shortest prompts of all. What a request costs besides its tokens is
+        measured with its prompt: multiplied for prompts that are longer than those of the window, it would count as
+        often as these are longer.
+        """
+        if not self.tried:
+            self.mix = mix
+        elif mix.prompt_tokens < self.mix.prompt_tokens:
+            self.mix = self.mix._replace(prompt_tokens=mix.prompt_tokens)
+            for one in self.tried.values():
+                one.tokens_per_s = one.at(*self.mix)
+
     def note(self, measured: Tried) -> None:
         before = self.tried.get(measured.slots)
         self.tried[measured.slots] = before.with_more(measured) if before else measured

@@ -32,6 +32,13 @@ class Tried(msgspec.Struct):
     windows: int = 1
     at_s: float = 0.0  # since the epoch; when the latest window ended
 
+    def at(self, prompt_tokens: float, response_tokens: float) -> float:
+        """Tokens per second for answers with so many tokens; as measured, where the server does not tell its times."""
+        if not self.answer_tokens_per_s:
+            return self.tokens_per_s
+        prompt_s = prompt_tokens / self.prompt_tokens_per_s if self.prompt_tokens_per_s else 0.0
+        return (prompt_tokens + response_tokens) / max(1e-9, prompt_s + response_tokens / self.answer_tokens_per_s)
+
     def with_more(self, other: Tried) -> Tried:
         """This and another window of the same number together, weighed by their answers."""
         answers = self.answers + other.answers

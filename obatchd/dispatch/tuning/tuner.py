@@ -136,8 +136,7 @@ class Tuner:
 
     def _note(self, seat: Seat, window: Window) -> None:
         found = seat.found
-        if not found.tried:
-            found.mix = window.mix()
+        found.compare_with(window.mix())
         measured = window.speed(found.mix, self._clock.time())
         found.note(measured)
         self.kept.keep(seat.key)

@@ -15,7 +15,7 @@ _LEAST_OF_A_SLOT = 2
 
 
 class Mix(NamedTuple):
-    """Mean tokens of an answer, for which the windows of one search are compared."""
+    """Mean tokens of an answer and its prompt, for which the windows of one search are compared."""
 
     prompt_tokens: float
     response_tokens: float

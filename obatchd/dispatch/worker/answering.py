@@ -45,6 +45,20 @@ async def structured_answer(ask: Ask, body: Body, in_source: Sequence[str]) -> F
     return answer, extra
 
 
+def as_it_ended(answer: Answer) -> Answer:
+    """``answer`` without the fault of having no text, or of being cut by its token limit before it fits its format.
+
+    OpenAI's API and Ollama's own pass such answers on with the reason, and whoever waits for one can ask again.
+    """
+    fault = answer.fault
+    cut = answer.done_reason == "length"
+    if fault is None or not (
+        fault.code == Cause.EMPTY_RESPONSE.code or (cut and fault.code == Cause.FORMAT_MISMATCH.code)
+    ):
+        return answer
+    return answer._replace(fault=None)
+
+
 async def _ask(ask: Ask, notes: list[str], body: Body) -> Answer:
     answer = await ask(body)
     if answer.fault is None or answer.fault.code != Cause.INVALID_FORMAT.code or not isinstance(body["format"], dict):

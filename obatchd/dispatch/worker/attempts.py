@@ -14,7 +14,7 @@ from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
 from obatchd.dispatch.records import Found
-from obatchd.dispatch.worker.answering import structured_answer
+from obatchd.dispatch.worker.answering import as_it_ended, structured_answer
 from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.dispatch.worker.computed import Computed
 from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
@@ -157,6 +157,8 @@ class Attempts:
             answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
         else:
             answer = await self._ask(held, body)
+        if held.stream is not None:
+            answer = as_it_ended(answer)
         if answer.tool_calls:
             extra["tool_calls"] = answer.tool_calls
         if notes := [*extra.pop("notes", ()), *left_out(request, offer.capabilities)]:
@@ -183,7 +185,8 @@ class Attempts:
         held = together[0][0]
         requests = [request for _, request in together]
         try:
-            found = await embed(self.client.embed, requests, self.jobs[held.item.job], held.offer)
+            context = self.jobs[held.item.job]
+            found = await embed(self.client.embed, requests, context, held.offer, self.server.version)
         except asyncio.CancelledError:
             found = [Vectors(Answer(fault=_given_up(held)), {})] * len(together)
         self._listener.token(held)

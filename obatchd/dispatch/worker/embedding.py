@@ -9,8 +9,9 @@ from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.dispatch.worker.body import LOAD_OPTIONS
 from obatchd.jobs.formats.request import Request
 from obatchd.ollama import faults
-from obatchd.ollama.api import for_vectors
+from obatchd.ollama.api import for_vectors, makes_vectors
 from obatchd.ollama.client import Answer, Embedded
+from obatchd.ollama.faults import Cause
 
 TOGETHER = 32  # requests in one call
 # The characters of one call, each text counted as at least so many: a call of long texts would take a slot for long and
@@ -47,8 +48,16 @@ def may_join(first: Request, size: int, request: Request) -> bool:
     return same and may_share(first) and may_share(request) and size + size_of(request) <= _TOGETHER_SIZE
 
 
-async def embed(ask: Ask, requests: Sequence[Request], context: JobContext, offer: Offer) -> list[Vectors]:
-    """The vectors of ``requests``, asked for in one call; where one of them spoils it, one by one."""
+async def embed(
+    ask: Ask, requests: Sequence[Request], context: JobContext, offer: Offer, version: str = ""
+) -> list[Vectors]:
+    """The vectors of ``requests``, asked for in one call; where one of them spoils it, one by one.
+
+    A server of a ``version`` that makes none with the model is not asked.
+    """
+    if not makes_vectors(offer.capabilities, version):
+        words = f"{offer.model} makes no vectors with Ollama {version}; name an embedding model"
+        return [Vectors(Answer(fault=Cause.NOT_SUPPORTED.fault(words)), {}) for _ in requests]
     answered = await ask(_body(requests, context, offer))
     if answered.fault is not None:
         if len(requests) > 1 and answered.fault.kind == faults.REQUEST:
@@ -59,12 +68,14 @@ async def embed(ask: Ask, requests: Sequence[Request], context: JobContext, offe
 
 def _body(requests: Sequence[Request], context: JobContext, offer: Offer) -> dict[str, Any]:
     first = requests[0]
+    # A model of text (up to 0.24) stays loaded as for prompts: else each call after one of the other kind loads it.
+    talks = bool(offer.capabilities) and "embedding" not in offer.capabilities
     options = {name: value for name, value in (context.options | first.options).items() if name not in LOAD_OPTIONS}
     body: dict[str, Any] = {
         "model": offer.model,
         "input": [text for request in requests for text in texts_of(request)],
         "truncate": False,
-        "options": options | for_vectors(offer.load_options),
+        "options": options | (offer.load_options if talks else for_vectors(offer.load_options)),
     }
     return body | ({"dimensions": first.dimensions} if first.dimensions else {})
 

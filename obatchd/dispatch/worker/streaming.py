@@ -14,6 +14,7 @@ from obatchd.ollama.client import Answer
 from obatchd.prompts.reasoning import may_begin
 
 _GATHER_S = 0.05  # people do not see the difference, and the main process is spared many frames
+_SIGN_S = 0.005  # until the first sign of an answer that nobody reads in pieces; a shorter answer needs none
 _encode = msgspec.json.Encoder().encode
 
 
@@ -25,17 +26,21 @@ class TokenSender:
         self._loop = asyncio.get_running_loop()
         self._streams: dict[Stream, None] = {}  # that have something to send
         self._flushing: asyncio.Handle | None = None
-        self._at_once = False
+        self._after_s = 0.0  # which that waits
 
-    def soon(self, stream: Stream, *, at_once: bool) -> None:
-        """Send what a stream has: in this turn of the loop, or in a moment with others."""
+    def soon(self, stream: Stream, after_s: float) -> None:
+        """Send what a stream has: in this turn of the loop (0), or in a moment with others."""
         self._streams[stream] = None
-        if self._flushing is not None and (self._at_once or not at_once):
-            return
         if self._flushing is not None:
+            if self._after_s <= after_s:
+                return
             self._flushing.cancel()
-        self._at_once = at_once
-        self._flushing = self._loop.call_soon(self.flush) if at_once else self._loop.call_later(_GATHER_S, self.flush)
+        self._after_s = after_s
+        self._flushing = self._loop.call_later(after_s, self.flush) if after_s else self._loop.call_soon(self.flush)
+
+    def forget(self, stream: Stream) -> None:
+        """What it has is not needed any more."""
+        self._streams.pop(stream, None)
 
     def flush(self) -> None:
         """Send all that waits. What is sent later stands later, so results of these answers come after this."""
@@ -90,6 +95,7 @@ class Stream:
     def end(self, answer: Answer) -> None:
         """The answer is there, without a fault: send what of it was kept back."""
         if self._silent:
+            self._sender.forget(self)  # the answer itself is sign enough
             return
         if not self._plain:
             self._text.append(answer.text)
@@ -113,5 +119,5 @@ class Stream:
             self._send()
 
     def _send(self) -> None:
-        self._sender.soon(self, at_once=not self._begun)
+        self._sender.soon(self, _GATHER_S if self._begun else _SIGN_S if self._silent else 0.0)
         self._begun = True

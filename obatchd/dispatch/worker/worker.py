@@ -145,7 +145,7 @@ class Worker:
                 held.began_s = time.monotonic()
                 self._watch_limit(held)
                 self._started.append(key)
-                self._flush_soon()
+                self._gather()  # one that is answered at once is never told to have begun
                 return held
         return None
 
@@ -279,7 +279,11 @@ class Worker:
             if self._flushing is None or self._gathering:
                 self._stop_gathering()
                 self._flushing = self._loop.call_soon(self._flush)
-        elif self._flushing is None:
+        else:
+            self._gather()
+
+    def _gather(self) -> None:
+        if self._flushing is None:
             self._gathering = True
             self._flushing = self._loop.call_later(_GATHER_S, self._flush)
 

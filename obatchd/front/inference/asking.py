@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import AsyncExitStack
+from contextlib import closing
 
 from aiohttp import web
-from attrs import define
+from attrs import define, field
 
 from obatchd.control.programs import INFERENCE, Asking, NativeModels
 from obatchd.errors import ApiError
 from obatchd.front.inference.asked import CHAT, EMBEDDINGS, asked_of
 from obatchd.front.inference.told import Chunks, Whole
+from obatchd.front.late import LateFailures
 from obatchd.front.routes import CALLER, Handler, Route
 from obatchd.front.waiting import ASKING_BYTES, in_pieces, whole
 
@@ -22,6 +23,7 @@ class InferenceRoutes:
 
     _asking: Asking
     _models: NativeModels
+    _late: LateFailures = field(factory=LateFailures, init=False)
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Handler] = {CHAT: self._chat, EMBEDDINGS: self._embeddings}
@@ -36,14 +38,15 @@ class InferenceRoutes:
     async def _ask(self, request: web.Request, url: str) -> web.StreamResponse:
         asked = await asked_of(request, url)
         await self._models.check(asked.model)
+        if not asked.stream:
+            await self._late.tell(request, asked.raw)
         key = secrets.token_hex(12)
-        async with AsyncExitStack() as stack:
-            try:
-                taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
-                awaited = await stack.enter_async_context(taken)
-            except ApiError as error:
-                error.param = error.param or asked.named_in(error.message)
-                raise
+        try:
+            taken = await self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
+        except ApiError as error:
+            error.param = error.param or asked.named_in(error.message)
+            raise
+        with closing(taken) as awaited:
             if asked.stream:
                 return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage, asked.forced))
-            return await whole(request, awaited, Whole(key, asked.model, asked.forced))
+            return await whole(request, awaited, Whole(key, asked.model, asked.forced), asked.raw, self._late)

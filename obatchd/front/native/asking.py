@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from contextlib import closing
+from typing import ClassVar, Protocol
 
 import msgspec
 from aiohttp import web
-from attrs import define
+from attrs import define, field
 
 from obatchd.control.programs import INFERENCE, Asking, Awaited, NativeModels, Piece
 from obatchd.documents.native import ErrorText
 from obatchd.errors import ApiError
 from obatchd.front.answers import answer
+from obatchd.front.late import LateFailures
 from obatchd.front.native.asked import (
     CHAT,
     EMBED,
@@ -24,9 +26,9 @@ from obatchd.front.native.asked import (
     switch,
     unloads,
 )
-from obatchd.front.native.told import LOADED, UNLOADED, Teller, record_in
+from obatchd.front.native.told import LOADED, UNLOADED, Record, Teller, record_in
 from obatchd.front.routes import CALLER, Handler, Route
-from obatchd.front.waiting import ASKING_BYTES, Kind, in_pieces
+from obatchd.front.waiting import ASKING_BYTES, Kind, in_pieces, whole
 
 _SIGN = b" "  # which clients skip in front of the next object; an empty line would end them
 _encode = msgspec.json.Encoder().encode
@@ -38,6 +40,7 @@ class NativeRoutes:
 
     _asking: Asking
     _models: NativeModels
+    _late: LateFailures = field(factory=LateFailures, init=False)
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Handler] = {
@@ -58,10 +61,10 @@ class NativeRoutes:
         await self._models.check(model)
         if is_for_the_model_alone(path, asked):
             return answer(teller.nothing(UNLOADED if unloads(asked) else LOADED))
-        async with self._asking.ask(request[CALLER], request_of(path, asked), stream=stream) as awaited:
-            if stream:
-                return await in_pieces(request, awaited, _Lines(teller))
-            return answer(teller.whole(record_in(await awaited.result())))
+        if not stream:
+            return await self._whole(request, request_of(path, asked), _Whole(teller.whole))
+        with closing(await self._asking.ask(request[CALLER], request_of(path, asked), stream=True)) as awaited:
+            return await in_pieces(request, awaited, _Lines(teller))
 
     async def _embed(self, request: web.Request) -> web.StreamResponse:
         asked = await asked_of(request, ASKING_BYTES)
@@ -69,8 +72,7 @@ class NativeRoutes:
         await self._models.check(name_in(asked))
         if is_for_the_model_alone(EMBED, asked):
             return answer(teller.vectors(None))
-        async with self._asking.ask(request[CALLER], request_of(EMBED, asked), stream=False) as awaited:
-            return answer(teller.vectors(record_in(await awaited.result())))
+        return await self._whole(request, request_of(EMBED, asked), _Whole(teller.vectors))
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         """The way before ``/api/embed``: one text, which is called a prompt."""
@@ -81,10 +83,32 @@ class NativeRoutes:
         await self._models.check(name)
         if not text:
             return answer(Teller.vector(None))
-        async with self._asking.ask(
-            request[CALLER], request_of(EMBED, asked | {"input": text}), stream=False
-        ) as awaited:
-            return answer(Teller.vector(record_in(await awaited.result())))
+        return await self._whole(request, request_of(EMBED, asked | {"input": text}), _Whole(Teller.vector))
+
+    async def _whole(self, request: web.Request, raw: bytes, form: _Whole) -> web.StreamResponse:
+        await self._late.tell(request, raw)
+        with closing(await self._asking.ask(request[CALLER], raw, stream=False)) as awaited:
+            return await whole(request, awaited, form, raw, self._late)
+
+
+class _Words(Protocol):
+    """Makes an object of a result."""
+
+    def __call__(self, record: Record) -> msgspec.Struct: ...
+
+
+@define(eq=False)
+class _Whole:
+    """A whole answer. Implements :class:`obatchd.front.waiting.Form`."""
+
+    _words: _Words
+    kind: ClassVar[Kind] = Kind("application/json", _SIGN)
+
+    async def end(self, awaited: Awaited) -> bytes:
+        return _encode(self._words(record_in(await awaited.result())))
+
+    def problem(self, error: ApiError) -> bytes:
+        return _encode(ErrorText(error.message))
 
 
 @define(eq=False)

@@ -103,8 +103,8 @@ def parse_request(raw: bytes, field_notes: FieldNotes | None = None) -> Request:
             if field_notes is not None and not known:
                 field_notes.look(data)
             return Request(id=label_of(fields), prompt=prompt, input=data, notes=notes)
-    if envelope(fields):
-        return _of_batch(fields, notes, field_notes)
+    if (name := envelope(fields)) is not None:
+        return _of_batch(fields, notes, name, field_notes)
     return _plain(Fields(fields, notes, _LABELS), field_notes)
 
 
@@ -114,11 +114,13 @@ def parse_batch_request(raw: bytes, field_notes: FieldNotes | None = None) -> Re
         fields, notes = fields_of(raw)
     except (RequestRefused, RecursionError) as error:
         raise RequestRefused("invalid_json_line", str(error)) from None
-    return _of_batch(fields, notes, field_notes)
+    return _of_batch(fields, notes, envelope(fields), field_notes)
 
 
-def _of_batch(fields: dict[str, msgspec.Raw], notes: list[str], field_notes: FieldNotes | None) -> Request:
-    found = batch_request(fields, notes, field_notes)
+def _of_batch(
+    fields: dict[str, msgspec.Raw], notes: list[str], name: str | None, field_notes: FieldNotes | None
+) -> Request:
+    found = batch_request(fields, notes, name, field_notes)
     return Request(**{name: value for name, value in found.items() if value is not None})
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 
 from obatchd.errors import StoreError
+from obatchd.jobs.store.failures import FailureRow
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.owed import Owed, owed_for
 from obatchd.jobs.store.programs import BatchRow, FileRow, KeyRow, ProgramStore
 from obatchd.jobs.store.request_index import unanswered_record
-from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, EnergyRow, IndexedChunk, LaneRow, ResultRow
+from obatchd.jobs.store.rows import LINE_MASK, REFUSED_LANE, AttemptRow, CostRow, IndexedChunk, LaneRow, ResultRow
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
@@ -20,11 +21,13 @@ DISK_ERRORS = (OSError, sqlite3.OperationalError, StoreError)
 
 __all__ = [
     "DISK_ERRORS",
+    "LINE_MASK",
     "REFUSED_LANE",
     "AttemptRow",
     "BatchRow",
-    "EnergyRow",
+    "CostRow",
     "Facts",
+    "FailureRow",
     "FileRow",
     "IndexBatch",
     "IndexedChunk",

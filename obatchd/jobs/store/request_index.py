@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from obatchd.jobs.model import Entry, Outcome, Refusal, default_id, place_of, written_line
+from obatchd.jobs.store.failures import add_failures
 from obatchd.jobs.store.job_row import keep
 from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk, LaneRow, ResultRow, request_key
 from obatchd.settings.job import FrozenSettings
@@ -22,6 +23,7 @@ _DEFAULTS = (
 )
 # Of the requests that have one. Made where it is needed, in files of earlier versions too: those pass over it.
 _FAMILIES = "CREATE TABLE IF NOT EXISTS families (request INTEGER PRIMARY KEY, family INTEGER NOT NULL)"
+_ANSWERED = Outcome.SUCCEEDED.value
 _INSERT_RESULT = "INSERT OR IGNORE INTO results VALUES (?, ?, ?)"
 
 
@@ -142,6 +144,8 @@ def write_results(cursor: sqlite3.Cursor, results: Sequence[ResultRow]) -> set[t
         "INSERT INTO tallies VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
         [(*key, count) for key, count in tally.items()],
     )
+    if any(outcome != _ANSWERED for *_, outcome in tally):
+        add_failures(cursor, stored)
     return other
 
 

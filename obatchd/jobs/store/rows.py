@@ -57,12 +57,15 @@ class AttemptRow(msgspec.Struct, array_like=True):
     spent_s: float = 0.0
 
 
-class EnergyRow(msgspec.Struct, array_like=True):
-    """The energy of GPUs for a job so far, in joules, and the weighed tokens that it is for."""
+class CostRow(msgspec.Struct, array_like=True):
+    """What a job has cost so far. The energy is that of GPUs, for so many weighed tokens."""
 
     job: int
     energy_j: float
-    tokens: float
+    energy_tokens: float
+    gpu_s: float
+    prompt_tokens: int
+    response_tokens: int
 
 
 class IndexedChunk(msgspec.Struct):

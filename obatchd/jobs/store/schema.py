@@ -53,6 +53,7 @@ def bring_up(connection: sqlite3.Connection, path: Path, schema: Schema) -> None
     steps = [schema.steps[step] for step in range(version + 1, schema.version + 1)]
     if any(steps):
         _back_up(connection, Path(f"{path}{BACKUP_MARK}{schema.version}"))
+        crash_points.reach("schema.after_copy")
     _run(connection, "\n".join(steps), schema.version)
     _log.info("store_migrated", file=path.name, from_version=version, to_version=schema.version)
 
@@ -74,6 +75,7 @@ def _back_up(connection: sqlite3.Connection, target: Path) -> None:
     began_s = time.monotonic()
     with closing(sqlite3.connect(target)) as copy:
         connection.backup(copy)
+        crash_points.reach("schema.before_flush")
     target.chmod(0o600)
     flush(target, target.parent)
     _log.info("store_backed_up", file=target.name, took_s=time.monotonic() - began_s)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
+from obatchd.jobs.store.failures import FailureRow, failures_of
 from obatchd.jobs.store.job_row import defaults_of
 from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
 from obatchd.jobs.store.rows import (
     LINE_MASK,
     REFUSED_LANE,
     AttemptRow,
-    EnergyRow,
+    CostRow,
     IndexedChunk,
     LaneRow,
     ResultRow,
@@ -26,8 +28,13 @@ from obatchd.jobs.store.rows import (
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.job import FrozenSettings
 
-# Made when it is first needed, as families is: an older obatchd passes over it, so no file is copied at an upgrade.
+# These are made when they are first needed, as families is: an older obatchd passes over them, so no file is copied at
+# an upgrade.
 _ENERGY = "CREATE TABLE IF NOT EXISTS energy (job INTEGER PRIMARY KEY, energy_j REAL NOT NULL, tokens REAL NOT NULL)"
+_COST = (
+    "CREATE TABLE IF NOT EXISTS cost (job INTEGER PRIMARY KEY, gpu_s REAL NOT NULL, prompt_tokens INTEGER NOT NULL,"
+    " response_tokens INTEGER NOT NULL)"
+)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY, name TEXT NOT NULL, indexed_line INTEGER NOT NULL DEFAULT 0,
@@ -87,7 +94,8 @@ class Segment(Database):
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results", *self._present("families")):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
-                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of", *self._present("energy")):
+                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of", *self._present("energy"),
+                                  *self._present("failures")):  # fmt: skip
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
                     self.forget_lanes(job)
             rewrite(self._database, self.path)
@@ -100,6 +108,8 @@ class Segment(Database):
                     "DELETE FROM results WHERE request > ? AND request < ? AND (outcome = 'succeeded') = ?",
                     (*keys_of(job), succeeded),
                 )
+                if not succeeded and self._present("failures"):
+                    cursor.execute("DELETE FROM failures WHERE job = ?", (job,))
             rewrite(self._database, self.path)
 
     # Indexing.
@@ -124,7 +134,7 @@ class Segment(Database):
     # Results.
 
     def write_results(
-        self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow], energy: Sequence[EnergyRow] = ()
+        self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow], costs: Sequence[CostRow] = ()
     ) -> set[tuple[int, int]]:
         """Record outcomes, attempts and sums; see :func:`~obatchd.jobs.store.request_index.write_results`."""
         with self._lock, transaction(self._database) as cursor:
@@ -133,10 +143,13 @@ class Segment(Database):
                 " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
                 [(request_key(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
             )
-            if energy:
+            if costs:
                 cursor.execute(_ENERGY)
-                sums = [(e.job, e.energy_j, e.tokens) for e in energy]
-                cursor.executemany("INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", sums)
+                energy = [(cost.job, cost.energy_j, cost.energy_tokens) for cost in costs]
+                cursor.executemany("INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", energy)
+                cursor.execute(_COST)
+                others = [(cost.job, cost.gpu_s, cost.prompt_tokens, cost.response_tokens) for cost in costs]
+                cursor.executemany("INSERT OR REPLACE INTO cost VALUES (?, ?, ?, ?)", others)
             return write_results(cursor, results)
 
     def end_pending(
@@ -200,11 +213,25 @@ class Segment(Database):
         rows = self._rows("SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", job)
         return Counter(dict(rows))
 
-    def energy(self, job: int) -> EnergyRow:
-        """The energy for a job, as it was kept with its latest results."""
-        kept = self._present("energy")
-        rows = self._rows("SELECT job, energy_j, tokens FROM energy WHERE job = ?", job) if kept else []
-        return EnergyRow(*rows[0]) if rows else EnergyRow(job, 0.0, 0.0)
+    def cost(self, job: int) -> CostRow:
+        """What a job has cost, as it was kept with its latest results; an earlier version kept the energy alone."""
+        energy = self._kept(job, "energy", "energy_j, tokens") or (0.0, 0.0)
+        others = self._kept(job, "cost", "gpu_s, prompt_tokens, response_tokens") or (0.0, 0, 0)
+        return CostRow(job, *energy, *others)
+
+    def _kept(self, job: int, table: str, columns: str) -> tuple[Any, ...] | None:
+        rows = self._rows(f"SELECT {columns} FROM {table} WHERE job = ?", job) if self._present(table) else []
+        return rows[0] if rows else None
+
+    def failures(self, job: int) -> list[FailureRow]:
+        """Why requests of a job have no answer, the most frequent cause first."""
+        answered = Outcome.SUCCEEDED.value
+        unanswered = sum(count for outcome, count in self.tallies(job).items() if outcome != answered)
+        if not unanswered:
+            return []
+        kept = bool(self._present("failures"))
+        with self._own_reader() as reader:
+            return failures_of(reader, job, unanswered, kept=kept)
 
     def last_finished(self, job: int, lane: int) -> int:
         """The greatest line of a lane that has a result; 0 where none has."""
@@ -243,24 +270,50 @@ class Segment(Database):
         )
         return [AttemptRow(job, row[0] & LINE_MASK, *row[1:]) for row in rows]
 
-    def results(self, job: int) -> Generator[tuple[int, Outcome, bytes], None, None]:
-        """(line, outcome, record) of every finished request, in input order, in constant memory."""
-        low, high = keys_of(job)
-        # Not the shared reader: whoever reads a large job is long about it. One is kept, for opening one takes longer
-        # than reading a small job.
-        with self._read_lock:
-            reader, self._idle_reader = self._idle_reader, None
-        reader = reader or open_reader(self.path)
-        cursor = reader.cursor()
-        try:
+    def results(
+        self, job: int, after_line: int = 0, only: Outcome | None = None
+    ) -> Generator[tuple[int, Outcome, bytes], None, None]:
+        """(line, outcome, record) of every finished request, in input order, in constant memory.
+
+        Of those above ``after_line``, and with one outcome or any.
+        """
+        condition = "" if only is None else "AND outcome = ?"
+        if only not in (None, Outcome.SUCCEEDED):
+            condition += " AND outcome <> 'succeeded'"  # so that the index of these few is used
+        with self._own_reader() as reader, closing(reader.cursor()) as cursor:  # an open one would hold up checkpoints
             cursor.execute(
-                "SELECT request, outcome, record FROM results WHERE request > ? AND request < ? ORDER BY request",
-                (low, high),
+                "SELECT request, outcome, record FROM results"
+                f" WHERE request > ? AND request < ? {condition} ORDER BY request",
+                (request_key(job, after_line), keys_of(job)[1], *([only.value] if only else [])),
             )
             for request, outcome, record in cursor:
                 yield request & LINE_MASK, Outcome(outcome), record
+
+    def settled(self, job: int, after_line: int = 0) -> int:
+        """The last line, above ``after_line``, to which every request has its result."""
+        low, high = request_key(job, after_line), keys_of(job)[1]
+        reached, indexed = self.job_progress(job)
+        rows = self._seen(
+            "SELECT request FROM requests WHERE request > ? AND request < ?"
+            " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) ORDER BY request LIMIT 1",
+            *(low, high),
+        )
+        if rows:
+            return int(rows[0][0] & LINE_MASK) - 1
+        return LINE_MASK if indexed else max(after_line, reached)
+
+    @contextmanager
+    def _own_reader(self) -> Iterator[sqlite3.Connection]:
+        """Not the shared reader: whoever reads a large job is long about it.
+
+        One is kept, for opening one takes longer than reading a small job.
+        """
+        with self._read_lock:
+            reader, self._idle_reader = self._idle_reader, None
+        reader = reader or open_reader(self.path)
+        try:
+            yield reader
         finally:
-            cursor.close()  # an open one would hold up checkpoints
             with self._read_lock:
                 if self._closed or self._idle_reader is not None:
                     reader.close()

@@ -26,7 +26,10 @@ from obatchd.times import moment
 
 _log = log.get(__name__)
 _COMPLETE = "index_complete"
-_FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
+_FILTERS = (
+    "job_label = ?", "accepted_s >= ?", "finished_s < ?",
+    "key < coalesce((SELECT key FROM jobs WHERE job = ?), (SELECT min(key) FROM jobs WHERE job > ?), 1 << 62)",
+)  # fmt: skip
 
 
 class Facts:
@@ -221,9 +224,22 @@ class StateStore(Database):
         for condition, value in zip(_FILTERS, only, strict=True):
             if value is not None:
                 conditions.append(condition)
-                given.append(value)
+                given += [value] * condition.count("?")
         order = "DESC" if newest_first else "ASC"
         return self._jobs(f"{' AND '.join(conditions)} ORDER BY key {order} LIMIT ?", *given, limit)
+
+    def newest(self, owner: int | None, limit: int) -> list[tuple[int, str, tuple[Any, ...]]]:
+        """Key and id of the newest jobs of one owner or of all, and a mark that is another one when a job changed."""
+        rows = self._seen(
+            "SELECT key, job, state, finished_s, notes, paused, cancelled FROM jobs WHERE (? IS NULL OR owner = ?)"
+            " ORDER BY key DESC LIMIT ?",
+            *(owner, owner, limit),
+        )
+        return [(key, job, tuple(mark)) for key, job, *mark in rows]
+
+    def with_keys(self, keys: Sequence[int]) -> list[JobRow]:
+        """The rows with these keys, as far as they are there."""
+        return self._jobs(f"key IN ({','.join('?' * len(keys))})", *keys) if keys else []
 
     def duplicate_of(self, digest: str, job: JobRow) -> str | None:
         """The latest other job of the same owner whose drop has this digest, and that asks with the same settings.

@@ -14,7 +14,7 @@ from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Intent, Outcome
 from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside, size_bytes
 from obatchd.jobs.store.job_row import JobRow
-from obatchd.jobs.store.rows import AttemptRow, EnergyRow, IndexedChunk, ResultRow
+from obatchd.jobs.store.rows import AttemptRow, CostRow, IndexedChunk, ResultRow
 from obatchd.jobs.store.schema import BACKUP_MARK
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import StateStore
@@ -115,6 +115,10 @@ class Store:
             self.trim({path.stem})
         return found
 
+    def keeps(self, job: JobRow) -> bool:
+        """Whether the file is there that has the requests of a job."""
+        return job.segment in self._segments or (self._directory / f"{job.segment}.db").exists()
+
     def of(self, job: JobRow) -> Segment:
         return self.segment(job.segment)
 
@@ -133,16 +137,16 @@ class Store:
         self,
         results: Sequence[tuple[str, ResultRow]],
         attempts: Sequence[tuple[str, AttemptRow]],
-        energy: Sequence[tuple[str, EnergyRow]] = (),
+        costs: Sequence[tuple[str, CostRow]] = (),
     ) -> set[tuple[int, int]]:
         """As :meth:`Segment.write_results`, given with the name of their segment; one commit per segment."""
-        grouped: dict[str, tuple[list[ResultRow], list[AttemptRow], list[EnergyRow]]]
+        grouped: dict[str, tuple[list[ResultRow], list[AttemptRow], list[CostRow]]]
         grouped = defaultdict(lambda: ([], [], []))
         for name, result in results:
             grouped[name][0].append(result)
         for name, attempt in attempts:
             grouped[name][1].append(attempt)
-        for name, sums in energy:
+        for name, sums in costs:
             grouped[name][2].append(sums)
         other: set[tuple[int, int]] = set()
         for name, rows in grouped.items():

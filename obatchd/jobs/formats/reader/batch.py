@@ -56,12 +56,10 @@ _CODES = {
 
 def envelope(fields: dict[str, msgspec.Raw]) -> str | None:
     """The field that holds the body, where this is a line of a batch file; None where it is not."""
-    if fields.keys().isdisjoint(_BODIES):
+    names = fields.keys()
+    if names.isdisjoint(_BODIES) or names.isdisjoint(_MARKS) or not names.isdisjoint(_OURS):
         return None
-    for name in _BODIES:
-        if is_object(fields.get(name)) and fields.keys() & _MARKS and not fields.keys() & _OURS:
-            return name
-    return None
+    return next((name for name in _BODIES if is_object(fields.get(name))), None)
 
 
 def is_batch_line(raw: bytes) -> bool | None:
@@ -75,14 +73,15 @@ def is_batch_line(raw: bytes) -> bool | None:
 
 
 def batch_request(
-    fields: dict[str, msgspec.Raw], notes: list[str], field_notes: FieldNotes | None = None
+    fields: dict[str, msgspec.Raw], notes: list[str], name: str | None, field_notes: FieldNotes | None = None
 ) -> dict[str, Any]:
-    """The fields of our request that a line amounts to; ``field_notes`` hear of those that may be meant otherwise.
+    """The fields of our request that a line amounts to, whose ``envelope`` is ``name``.
 
-    Raises RequestRefused, with a code of that API's, where it is no such line, or asks for what Ollama cannot do.
+    ``field_notes`` hear of those that may be meant otherwise. Raises RequestRefused, with a code of that API's, where
+    it is no such line, or asks for what Ollama cannot do.
     """
     try:
-        if (name := envelope(fields)) is not None:
+        if name is not None:
             return _called(fields, name, notes, field_notes)
         if "body" in fields and not is_object(fields["body"]):
             raise RequestRefused("wrong_type", f"body must be an object, not {shown(fields['body'])}")
@@ -96,9 +95,9 @@ def _called(
     line: dict[str, msgspec.Raw], name: str, notes: list[str], field_notes: FieldNotes | None
 ) -> dict[str, Any]:
     outer, label = Fields(line, notes, strict=True), label_of(line)
-    method, custom_id = outer.peek("method"), outer.peek("custom_id")
+    method = outer.peek("method")
     if label is None:
-        if custom_id is None:
+        if (custom_id := outer.peek("custom_id")) is None:
             raise RequestRefused("missing_prompt", "there is no custom_id")
         raise RequestRefused("wrong_type", f"custom_id must be a text, not {shown(custom_id)}")
     if method is not None and (not isinstance(method, str) or method.upper() != "POST"):

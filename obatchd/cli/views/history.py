@@ -1,0 +1,142 @@
+"""GPUs and work over some time, as lines of little bars in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import click
+
+from obatchd.cli.command import Document, clean
+from obatchd.cli.views.text import NOTHING, Painted, duration, size, table
+from obatchd.times import clock
+
+_BARS = "▁▂▃▄▅▆▇█"
+_GAP = " "
+_DAY_S = 86_400
+_EVENTS_SHOWN = 10
+
+
+class Value(NamedTuple):
+    """What a line of bars is made of."""
+
+    column: str
+    words: str
+    unit: str
+    most: float | None  # that a whole bar is; None: the highest there is
+
+
+VALUES = {
+    "utilisation": Value("utilisation_percent", "utilisation", " %", 100.0),
+    "temperature": Value("temp_max_c", "temperature", " °C", None),
+    "power": Value("power_w", "power", " W", None),
+    "memory": Value("memory_used_bytes", "memory", "", None),
+    "clock": Value("clock_mhz", "clock", " MHz", None),
+    "slowed": Value("slowed_percent", "slowed down", " %", 100.0),
+}
+_OF_WORK = (
+    Value("tokens_per_s", "tokens/s", "", None),
+    Value("in_flight", "in flight", "", None),
+    Value("queued", "queued", "", None),
+)
+# Of several in one step, the gravest is shown.
+_MARKS = {"quarantine": "Q", "xid": "x", "crash": "x", "finding": "!", "lend": "l", "return": "r", "release": "r"}
+_MEANINGS = {"Q": "quarantine", "x": "XID or crash", "!": "finding", "l": "lent", "r": "back"}
+
+
+def bars(values: Sequence[float | None], most: float | None = None) -> str:
+    """One character for each value, from nothing (or below) to ``most``; a gap where nothing is known."""
+    top = most or max((value for value in values if value is not None), default=0.0) or 1.0
+    last = len(_BARS) - 1
+    return "".join(_GAP if value is None else _BARS[min(last, max(0, round(last * value / top)))] for value in values)
+
+
+def history(document: Document, work: Document, shown: Sequence[str]) -> Iterator[str]:
+    """One GPU in several lines or many in one each, their events below, and the work of the host."""
+    yield _heading(document)
+    if not document["gpus"]:
+        yield "No reading of a GPU is kept of that time."
+    for gpu in document["gpus"] if len(shown) > 1 else ():
+        yield from ["", click.style(_called(gpu), bold=True)]
+        yield from table(("", "HISTORY", ">MEAN", ">MOST", ">LATEST"), _lines(gpu, shown, document))
+    if len(shown) == 1 and document["gpus"]:
+        value = VALUES[shown[0]]
+        rows = [row for gpu in document["gpus"] for row in _one_line(gpu, value, document)]
+        yield from ["", *table((">GPU", value.words.upper(), ">MEAN", ">MOST", ">LATEST"), rows)]
+    if any(value is not None for value in work["host"]["tokens_per_s"]):
+        rows = [[each.words, *_cells(work["host"][each.column], each)] for each in _OF_WORK]
+        yield from ["", *table(("WORK", "HISTORY", ">MEAN", ">MOST", ">LATEST"), rows)]
+    yield from _events(document)
+
+
+def _heading(document: Document) -> str:
+    at_s, step_s = document["at_s"], document["step_s"]
+    form = "%H:%M" if len(at_s) * step_s <= _DAY_S else "%d %b %H:%M"
+    until_s = at_s[-1] + step_s
+    return f"{clock(at_s[0], form)} to {clock(until_s, form)}, a bar is {duration(step_s)}"
+
+
+def _called(gpu: Document) -> str:
+    name = f"GPU {gpu['index']}" if gpu["index"] is not None else "a GPU that is gone"
+    told = (name, clean(gpu["name"]), clean(gpu["uuid"]), gpu["serial"] and f"serial {clean(gpu['serial'])}")
+    return "  ".join(filter(None, told))
+
+
+def _lines(gpu: Document, shown: Sequence[str], document: Document) -> Iterator[list[object]]:
+    for name in shown:
+        value = VALUES[name]
+        if name == "memory" and gpu["memory_total_bytes"]:
+            value = value._replace(most=gpu["memory_total_bytes"])
+        yield [value.words, *_cells(gpu[value.column], value)]
+    if marks := _marks(gpu, document):
+        yield ["events", Painted(marks, "yellow"), "", "", ""]
+
+
+def _one_line(gpu: Document, value: Value, document: Document) -> Iterator[list[object]]:
+    yield ["gone" if gpu["index"] is None else gpu["index"], *_cells(gpu[value.column], value)]
+    if marks := _marks(gpu, document):
+        yield ["", Painted(marks, "yellow"), "", "", ""]
+
+
+def _cells(values: Sequence[float | None], value: Value) -> list[object]:
+    known = [one for one in values if one is not None]
+    told = (sum(known) / len(known), max(known), known[-1]) if known else (None, None, None)
+    return [bars(values, value.most), *(_told(one, value) for one in told)]
+
+
+def _told(one: float | None, value: Value) -> str:
+    if one is None:
+        return NOTHING
+    if value.column == "memory_used_bytes":
+        return size(one)
+    return f"{one:,.0f}{value.unit}" if one >= 10 or value.unit else f"{one:.1f}"
+
+
+def _marks(gpu: Document, document: Document) -> str:
+    """A mark below each step in which something happened to a GPU; nothing where nothing did."""
+    at_s, step_s = document["at_s"], document["step_s"]
+    marks = [_GAP] * len(at_s)
+    order = [_GAP, *reversed(dict.fromkeys(_MARKS.values()))]
+    for event in document["events"]:
+        mark = _MARKS.get(event["kind"])
+        place = int((event["at_s"] - at_s[0]) // step_s)
+        if mark and event["uuid"] == gpu["uuid"] and 0 <= place < len(marks):
+            marks[place] = max(marks[place], mark, key=order.index)
+    return "".join(marks).rstrip()
+
+
+def _events(document: Document) -> Iterator[str]:
+    """The meaning of the marks, and the latest events in words."""
+    found = [event for event in document["events"] if event["kind"] in _MARKS]
+    used = dict.fromkeys(_MARKS[event["kind"]] for event in found)
+    if not used:
+        return
+    yield from ["", ", ".join(f"{mark} {words}" for mark, words in _MEANINGS.items() if mark in used)]
+    index = {gpu["uuid"]: gpu["index"] for gpu in document["gpus"]}
+    for event in found[-_EVENTS_SHOWN:]:
+        gpu = index.get(event["uuid"])
+        called = clean(event["uuid"]) if gpu is None else f"GPU {gpu}"
+        mark, when = _MARKS[event["kind"]], clock(event["at_s"], "%d %b %H:%M")
+        yield f"  {mark} {when}  {called}  {clean(event['text'])}"
+    if len(found) > _EVENTS_SHOWN or document["more_events"]:
+        yield "  all of them:  obatchctl gpus events"

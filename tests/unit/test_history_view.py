@@ -1,0 +1,75 @@
+"""``obatchctl gpus history``: bars, gaps, marks and words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+
+from obatchd.cli.views.history import bars, history
+
+ONE = ("utilisation",)
+
+
+@pytest.mark.parametrize(
+    ("values", "most", "drawn"),
+    [
+        ([0, 50, 100], 100.0, "▁▅█"),
+        ([None, 5.0, 10.0, None], None, " ▅█ "),
+        ([0.0, 0.0], None, "▁▁"),
+        ([150.0, -3.0], 100.0, "█▁"),
+        ([], None, ""),
+    ],
+)
+def test_a_value_is_a_bar_and_nothing_is_a_gap(values: list[float | None], most: float | None, drawn: str) -> None:
+    assert bars(values, most) == drawn
+
+
+def gpu(index: int | None, **columns: list[float | None]) -> dict[str, Any]:
+    names = ("utilisation_percent", "temp_max_c", "power_w", "memory_used_bytes", "clock_mhz", "slowed_percent")
+    none = {name: [None] * 4 for name in names}
+    about = {"uuid": f"GPU-{index}", "index": index, "name": "H\x1b[31m100", "serial": "", "memory_total_bytes": 2**30}
+    return {**about, **none, **columns}
+
+
+def shown(
+    gpus: list[dict[str, Any]], *events: tuple[float, str, int], values: tuple[str, ...] = ("utilisation",)
+) -> str:
+    told = [
+        {"at_s": at_s, "kind": kind, "uuid": f"GPU-{index}", "text": f"{kind} \x07"} for at_s, kind, index in events
+    ]
+    document = {"at_s": [0, 60, 120, 180], "step_s": 60, "gpus": gpus, "events": told, "more_events": False}
+    work = {"host": {name: [None] * 4 for name in ("tokens_per_s", "in_flight", "queued")}}
+    return "\n".join(click.unstyle(line).rstrip() for line in history(document, work, values))
+
+
+def test_the_gravest_event_of_a_step_stands_below_its_gpu() -> None:
+    text = shown(
+        [gpu(0, utilisation_percent=[0, 50, 100, None]), gpu(1)],
+        (10, "finding", 0), (70, "finding", 0), (75, "quarantine", 0), (80, "xid", 0), (500, "xid", 0),
+        (70, "share", 1),
+    )  # fmt: skip
+    lines = text.splitlines()
+    [row] = [place for place, line in enumerate(lines) if "▁▅█" in line]
+    bars_at = lines[row].index("▁")
+    assert lines[row].split() == ["0", "▁▅█", "50", "%", "100", "%", "100", "%"]
+    assert lines[row + 1][bars_at : bars_at + 4].rstrip() == "!Q"
+    assert lines[row + 2].split() == ["1", "–", "–", "–"]
+    assert "Q quarantine, x XID or crash, ! finding" in text and "share" not in text
+    assert "tokens/s" not in text and "\x07" not in text and "\x1b" not in text
+
+
+def test_one_gpu_has_a_line_for_each_value_with_its_unit() -> None:
+    values = ("utilisation", "memory", "power", "clock")
+    half = [float(2**29)] * 4
+    text = shown([gpu(3, memory_used_bytes=half, power_w=[1.0, 2.0, 3.0, 4.0], clock_mhz=[1980.0] * 4)], values=values)
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "GPU 3  H�[31m100" in text
+    assert "▅▅▅▅" in lines["memory"] and "512.0 MiB" in lines["memory"]  # of all it has
+    assert lines["power"].split()[-2:] == ["4", "W"] and "1,980 MHz" in lines["clock"]
+
+
+def test_a_time_without_readings_is_said() -> None:
+    assert "No reading of a GPU is kept of that time." in shown([])
+    assert shown([gpu(None, utilisation_percent=[1, 1, 1, 1])]).splitlines()[-1].split()[0] == "gone"
