@@ -7,6 +7,7 @@ from typing import Any
 import click
 import pytest
 
+from obatchd.cli.views import text as text_module
 from obatchd.cli.views.history import bars, history
 
 ONE = ("utilisation",)
@@ -27,17 +28,29 @@ def test_a_value_is_a_bar_and_nothing_is_a_gap(values: list[float | None], most:
 
 
 def gpu(index: int | None, **columns: list[float | None]) -> dict[str, Any]:
-    names = ("utilisation_percent", "temp_max_c", "power_w", "memory_used_bytes", "clock_mhz", "slowed_percent")
+    names = (
+        "utilisation_percent",
+        "temp_c",
+        "temp_max_c",
+        "power_w",
+        "memory_used_bytes",
+        "clock_mhz",
+        "slowed_percent",
+    )
     none = {name: [None] * 4 for name in names}
     about = {"uuid": f"GPU-{index}", "index": index, "name": "H\x1b[31m100", "serial": "", "memory_total_bytes": 2**30}
     return {**about, **none, **columns}
 
 
 def shown(
-    gpus: list[dict[str, Any]], *events: tuple[float, str, int], values: tuple[str, ...] = ("utilisation",)
+    gpus: list[dict[str, Any]],
+    *events: tuple[float, str, int],
+    values: tuple[str, ...] = ("utilisation",),
+    words: str = "",
 ) -> str:
     told = [
-        {"at_s": at_s, "kind": kind, "uuid": f"GPU-{index}", "text": f"{kind} \x07"} for at_s, kind, index in events
+        {"at_s": at_s, "kind": kind, "uuid": f"GPU-{index}", "text": words or f"{kind} \x07"}
+        for at_s, kind, index in events
     ]
     document = {"at_s": [0, 60, 120, 180], "step_s": 60, "gpus": gpus, "events": told, "more_events": False}
     work = {"host": {name: [None] * 4 for name in ("tokens_per_s", "in_flight", "queued")}}
@@ -68,6 +81,25 @@ def test_one_gpu_has_a_line_for_each_value_with_its_unit() -> None:
     assert "GPU 3  H�[31m100" in text
     assert "▅▅▅▅" in lines["memory"] and "512.0 MiB" in lines["memory"]  # of all it has
     assert lines["power"].split()[-2:] == ["4", "W"] and "1,980 MHz" in lines["clock"]
+
+
+def test_the_mean_of_a_temperature_is_not_that_of_its_peaks() -> None:
+    columns: dict[str, list[float | None]] = {
+        "temp_c": [40.0, 44.0, 50.0, None],
+        "temp_max_c": [71.0, 70.0, 60.0, None],
+    }
+    text = shown([gpu(3, **columns)], values=("temperature", "power"))
+    [line] = [line for line in text.splitlines() if line.startswith("temperature")]
+    assert line.split()[-6:] == ["45", "°C", "71", "°C", "50", "°C"]
+
+
+def test_what_happened_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "_width", lambda: 40)
+    lines = shown(
+        [gpu(0)], (70, "finding", 0), words="slowed down by hardware in 1 of the last 10 minutes"
+    ).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "".join(lines).count("minutes") == 1
 
 
 def test_a_time_without_readings_is_said() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import click
 
 from obatchd.cli.command import Document, clean
-from obatchd.cli.views.text import NOTHING, Painted, duration, size, table
+from obatchd.cli.views.text import NOTHING, Painted, duration, size, table, wrapped
 from obatchd.times import clock
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -24,11 +24,12 @@ class Value(NamedTuple):
     words: str
     unit: str
     most: float | None  # that a whole bar is; None: the highest there is
+    mean: str = ""  # another column, for mean and latest: this one has the highest of each step
 
 
 VALUES = {
     "utilisation": Value("utilisation_percent", "utilisation", " %", 100.0),
-    "temperature": Value("temp_max_c", "temperature", " °C", None),
+    "temperature": Value("temp_max_c", "temperature", " °C", None, "temp_c"),
     "power": Value("power_w", "power", " W", None),
     "memory": Value("memory_used_bytes", "memory", "", None),
     "clock": Value("clock_mhz", "clock", " MHz", None),
@@ -64,7 +65,7 @@ def history(document: Document, work: Document, shown: Sequence[str]) -> Iterato
         rows = [row for gpu in document["gpus"] for row in _one_line(gpu, value, document)]
         yield from ["", *table((">GPU", value.words.upper(), ">MEAN", ">MOST", ">LATEST"), rows)]
     if any(value is not None for value in work["host"]["tokens_per_s"]):
-        rows = [[each.words, *_cells(work["host"][each.column], each)] for each in _OF_WORK]
+        rows = [[each.words, *_cells(work["host"], each)] for each in _OF_WORK]
         yield from ["", *table(("WORK", "HISTORY", ">MEAN", ">MOST", ">LATEST"), rows)]
     yield from _events(document)
 
@@ -87,21 +88,23 @@ def _lines(gpu: Document, shown: Sequence[str], document: Document) -> Iterator[
         value = VALUES[name]
         if name == "memory" and gpu["memory_total_bytes"]:
             value = value._replace(most=gpu["memory_total_bytes"])
-        yield [value.words, *_cells(gpu[value.column], value)]
+        yield [value.words, *_cells(gpu, value)]
     if marks := _marks(gpu, document):
         yield ["events", Painted(marks, "yellow"), "", "", ""]
 
 
 def _one_line(gpu: Document, value: Value, document: Document) -> Iterator[list[object]]:
-    yield ["gone" if gpu["index"] is None else gpu["index"], *_cells(gpu[value.column], value)]
+    yield ["gone" if gpu["index"] is None else gpu["index"], *_cells(gpu, value)]
     if marks := _marks(gpu, document):
         yield ["", Painted(marks, "yellow"), "", "", ""]
 
 
-def _cells(values: Sequence[float | None], value: Value) -> list[object]:
-    known = [one for one in values if one is not None]
-    told = (sum(known) / len(known), max(known), known[-1]) if known else (None, None, None)
-    return [bars(values, value.most), *(_told(one, value) for one in told)]
+def _cells(columns: Document, value: Value) -> list[object]:
+    highest, means = (
+        [one for one in columns[name] if one is not None] for name in (value.column, value.mean or value.column)
+    )
+    told = (sum(means) / len(means), max(highest), means[-1]) if highest and means else (None, None, None)
+    return [bars(columns[value.column], value.most), *(_told(one, value) for one in told)]
 
 
 def _told(one: float | None, value: Value) -> str:
@@ -137,6 +140,6 @@ def _events(document: Document) -> Iterator[str]:
         gpu = index.get(event["uuid"])
         called = clean(event["uuid"]) if gpu is None else f"GPU {gpu}"
         mark, when = _MARKS[event["kind"]], clock(event["at_s"], "%d %b %H:%M")
-        yield f"  {mark} {when}  {called}  {clean(event['text'])}"
+        yield from wrapped(event["text"], f"  {mark} {when}  {called}  ")
     if len(found) > _EVENTS_SHOWN or document["more_events"]:
         yield "  all of them:  obatchctl gpus events"
