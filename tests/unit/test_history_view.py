@@ -8,7 +8,7 @@ import click
 import pytest
 
 from obatchd.cli.views import text as text_module
-from obatchd.cli.views.history import bars, history
+from obatchd.cli.views.history import RUN_VALUES, bars, history, run_series
 
 ONE = ("utilisation",)
 
@@ -105,3 +105,36 @@ def test_what_happened_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_time_without_readings_is_said() -> None:
     assert "No reading of a GPU is kept of that time." in shown([])
     assert shown([gpu(None, utilisation_percent=[1, 1, 1, 1])]).splitlines()[-1].split()[0] == "gone"
+
+
+def test_a_burn_in_in_progress_is_drawn_for_one_gpu_and_for_many() -> None:
+    names = [value.column for value in RUN_VALUES.values()]
+    none: dict[str, Any] = {name: [None] * 3 for name in names}
+    gpus = [
+        {
+            **none,
+            "index": n,
+            "name": "H100",
+            "uuid": f"GPU-{n}",
+            "tokens_per_s": [50.0, 100.0, 100.0],
+            "temp_c": [60, 70, 80],
+        }
+        for n in (0, 3)
+    ]
+    document = {
+        "run": "r1",
+        "state": "loading",
+        "at_s": [10.0, 20.0, 30.0],
+        "elapsed_s": 30,
+        "asked_s": 60.0,
+        "gpus": gpus,
+    }
+    lines = [click.unstyle(line) for line in run_series(document, ["temperature"])]
+    assert lines[0] == "burn-in r1: loading, 30 s of 1 min" and lines[1].endswith("a bar is 10 s")
+    assert [line.split() for line in lines[4:]] == [
+        [index, "▆▇█", "70", "°C", "80", "°C", "80", "°C"] for index in ("0", "3")
+    ]
+    lines = [click.unstyle(line) for line in run_series({**document, "gpus": gpus[:1]}, [*RUN_VALUES])]
+    assert [line.split()[0] for line in lines[5:]] == ["tokens/s", "temperature"], "of the others nothing is known"
+    [_, nothing] = run_series({**document, "at_s": []}, ["tokens"])
+    assert nothing == "Nothing is recorded yet."

@@ -11,7 +11,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation, Span, clean
 from obatchd.cli.commands.completion import gpus
-from obatchd.cli.views.history import VALUES, history
+from obatchd.cli.views.history import VALUES, history, steps_shown
 from obatchd.cli.views.text import NOTHING, number, size, table, wrapped
 
 _HEADINGS = (
@@ -29,8 +29,6 @@ _IDENTITY = (
     ("highest clock", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
-_BESIDE_BARS = 44  # characters of the other columns
-_STEPS_FOR_PROGRAMS = 720
 _BY = {"rules": "obatchd", "administrator": "an administrator"}  # who puts a GPU into quarantine
 gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
 _one_gpu = click.argument("gpu", metavar="GPU", shell_complete=gpus)
@@ -166,18 +164,12 @@ def history_command(invocation: Invocation, gpu: str | None, span: float, value:
 
     Minutes are kept for two days, hours for 90 days; a gap is a time without readings.
     """
-    wanted: dict[str, Any] = {"span": f"{span:.0f}s", "points": _steps_shown(invocation)}
+    wanted: dict[str, Any] = {"span": f"{span:.0f}s", "points": steps_shown(invocation)}
     client = invocation.client()
     document, work = client.get("gpu-history", gpu=gpu or None, **wanted), client.get("work-history", **wanted)
     shown = [value] if value else [*VALUES] if len(document["gpus"]) == 1 else ["utilisation"]
     told = {**document, "work": {name: work[name] for name in ("host", "servers")}}
     invocation.answer(told, view=lambda _: history(document, work, shown))
-
-
-def _steps_shown(invocation: Invocation) -> int:
-    """So many bars fit into a line; a program gets more."""
-    columns = shutil.get_terminal_size().columns
-    return _STEPS_FOR_PROGRAMS if invocation.json else max(12, min(columns, 180) - _BESIDE_BARS)
 
 
 @gpus_command.command("quarantine")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import click
 
-from obatchd.cli.command import Document, clean
+from obatchd.cli.command import Document, Invocation, clean
 from obatchd.cli.views.text import NOTHING, Painted, duration, size, table, wrapped
 from obatchd.times import clock
 
@@ -40,6 +41,19 @@ _OF_WORK = (
     Value("in_flight", "in flight", "", None),
     Value("queued", "queued", "", None),
 )
+RUN_VALUES = {  # of a burn-in
+    "tokens": Value("tokens_per_s", "tokens/s", "", None),
+    "utilisation": VALUES["utilisation"],
+    "temperature": Value("temp_c", "temperature", " °C", None),
+    "memory-temperature": Value("memory_temp_c", "memory temp.", " °C", None),
+    "power": VALUES["power"],
+    "memory": VALUES["memory"],
+    "clock": VALUES["clock"],
+    "slowed": Value("throttled_percent", "slowed down", " %", 100.0),
+    "errors": Value("errors_uncorrected", "memory errors", "", None),
+}
+_BESIDE_BARS = 44  # characters of the other columns
+_STEPS_FOR_PROGRAMS = 720
 # Of several in one step, the gravest is shown.
 _MARKS = {"quarantine": "Q", "xid": "x", "crash": "x", "finding": "!", "lend": "l", "return": "r", "release": "r"}
 _MEANINGS = {"Q": "quarantine", "x": "XID or crash", "!": "finding", "l": "lent", "r": "back"}
@@ -50,6 +64,12 @@ def bars(values: Sequence[float | None], most: float | None = None) -> str:
     top = most or max((value for value in values if value is not None), default=0.0) or 1.0
     last = len(_BARS) - 1
     return "".join(_GAP if value is None else _BARS[min(last, max(0, round(last * value / top)))] for value in values)
+
+
+def steps_shown(invocation: Invocation) -> int:
+    """So many bars fit into a line; a program gets more."""
+    columns = shutil.get_terminal_size().columns
+    return _STEPS_FOR_PROGRAMS if invocation.json else max(12, min(columns, 180) - _BESIDE_BARS)
 
 
 def history(document: Document, work: Document, shown: Sequence[str]) -> Iterator[str]:
@@ -68,6 +88,33 @@ def history(document: Document, work: Document, shown: Sequence[str]) -> Iterato
         rows = [[each.words, *_cells(work["host"], each)] for each in _OF_WORK]
         yield from ["", *table(("WORK", "HISTORY", ">MEAN", ">MOST", ">LATEST"), rows)]
     yield from _events(document)
+
+
+def run_series(document: Document, shown: Sequence[str]) -> Iterator[str]:
+    """A burn-in: one GPU in several lines, or many in one each."""
+    at_s, gpus = document["at_s"], document["gpus"]
+    yield f"burn-in {clean(document['run'])}: {clean(document['state'])}, {_done(document)}"
+    if not at_s:
+        yield "Nothing is recorded yet."
+        return
+    every = duration((at_s[-1] - at_s[0]) / (len(at_s) - 1)) if len(at_s) > 1 else "all of it"
+    form = "%d %b %H:%M" if at_s[-1] - at_s[0] > _DAY_S else "%H:%M:%S"
+    yield f"{clock(at_s[0], form)} to {clock(at_s[-1], form)}, a bar is {every}"
+    headings = (">MEAN", ">MOST", ">LATEST")
+    if len(shown) > 1:
+        for gpu in gpus:
+            yield from ["", click.style(f"GPU {gpu['index']}  {clean(gpu['name'])}  {clean(gpu['uuid'])}", bold=True)]
+            told = [RUN_VALUES[name] for name in shown]
+            known = [value for value in told if any(one is not None for one in gpu[value.column])]
+            yield from table(("", "HISTORY", *headings), [[value.words, *_cells(gpu, value)] for value in known])
+        return
+    value = RUN_VALUES[shown[0]]
+    rows = [[gpu["index"], *_cells(gpu, value)] for gpu in gpus]
+    yield from ["", *table((">GPU", value.words.upper(), *headings), rows)]
+
+
+def _done(document: Document) -> str:
+    return f"{duration(document['elapsed_s'])} of {duration(document['asked_s'])}"
 
 
 def _heading(document: Document) -> str:
@@ -112,7 +159,7 @@ def _told(one: float | None, value: Value) -> str:
         return NOTHING
     if value.column == "memory_used_bytes":
         return size(one)
-    return f"{one:,.0f}{value.unit}" if one >= 10 or value.unit else f"{one:.1f}"
+    return f"{one:,.0f}{value.unit}" if one >= 10 or one == 0 or value.unit else f"{one:.1f}"
 
 
 def _marks(gpu: Document, document: Document) -> str:
