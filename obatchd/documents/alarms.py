@@ -50,7 +50,7 @@ class GpusUnknown(Alarm, frozen=True):
 
     @property
     def words(self) -> str:
-        return f"the health of the GPUs is unknown: {self.reason}"
+        return f"the GPUs are not watched: {self.reason}"
 
 
 class ServerFailed(Alarm, frozen=True):

@@ -86,7 +86,7 @@ async def test_administrators_hear_once_of_a_driver_that_stays_silent(
     monkeypatch.setattr(module, "_BLIND_S", 0.0)
     await until(told)
     await asyncio.sleep(0.05)
-    assert told() == ["the health of the GPUs is unknown: The GPU driver has said nothing for 15 s."]
+    assert told() == ["the GPUs are not watched: The GPU driver has said nothing for 15 s."]
     rig.probe.state = "ok"
     await asyncio.sleep(0.05)
     rig.probe.state = "unknown"
