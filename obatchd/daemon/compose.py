@@ -173,7 +173,7 @@ def head(
     sessions = WebSessions(access, PagesOpened(work.audit))
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
-    host = HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload)
+    host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))

@@ -287,7 +287,14 @@ def columns(path: Path, span_s: float, points: int = 720) -> tuple[Grid, History
 
 @pytest.mark.parametrize(
     ("span_s", "points", "step_s"),
-    [(3600, 720, 60), (DAY_S, 720, 120), (2 * DAY_S, 720, 300), (90 * DAY_S, 720, 10_800), (DAY_S, 48, 1800)],
+    [
+        (3600, 720, 60),
+        (DAY_S, 720, 120),
+        (2 * DAY_S, 720, 300),
+        (90 * DAY_S, 720, 10_800),
+        (DAY_S, 48, 1800),
+        (90 * DAY_S, 36, 5 * DAY_S),
+    ],
 )
 def test_the_step_is_the_finest_that_fits(tmp_path: Path, span_s: float, points: int, step_s: int) -> None:
     grid, history = columns(tmp_path / "history.db", span_s, points)

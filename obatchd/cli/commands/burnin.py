@@ -21,6 +21,7 @@ from obatchd.burnin.report.reading import read_file, typed
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.commands import completion
+from obatchd.cli.views.history import RUN_VALUES, run_series, steps_shown
 from obatchd.cli.views.text import table
 from obatchd.cli.views.waiting import line_anew, over_restarts
 from obatchd.documents.burnin import BurninReport, BurninStatus
@@ -120,6 +121,16 @@ def _status(document: Document) -> list[str]:
                 gpu.verdict, gpu.action = "not yet", ""
                 gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
     return [*lines, clean(summary(status), keep="\n")]
+
+
+@burnin_command.command("series")
+@click.argument("run", default="latest", shell_complete=completion.burnin_runs)
+@click.option("--value", type=click.Choice([*RUN_VALUES]), help="Only this; default: of many GPUs tokens, of one all.")
+def series_command(invocation: Invocation, run: str, value: str | None) -> None:
+    """Show how a burn-in went over time, also the one in progress. RUN is an id or its beginning, or latest."""
+    document = invocation.client().get("burnin/series", run=run, points=steps_shown(invocation))
+    shown = [value] if value else [*RUN_VALUES] if len(document["gpus"]) == 1 else ["tokens"]
+    invocation.answer(document, view=lambda _: [*run_series(document, shown)])
 
 
 @burnin_command.command("stop")
