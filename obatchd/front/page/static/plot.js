@@ -3,11 +3,11 @@ import { html, Component } from './vendor/standalone.module.js';
 import { date, number, time, visible } from './parts.js';
 
 const HEIGHT = 190, ROWS = 48;
-// Light: those of the report of a burn-in (M. A. Petroff, arXiv:2107.02270). Dark: found by a search for the largest least
-// distance under Machado's simulations of colour blindness: 36, and 30 without red, green or blue cones (ΔE*ab), at a
-// contrast of 4 and more. From the ninth line on, the same colours with dashes.
+// Light: those of the report of a burn-in. Both found by a search for the largest least distance (ΔE*ab 41 and 36; 31 and 30
+// under Machado's simulations of eyes without red, green or blue cones) at a contrast of at least 3.3 and 4 on the ground. From
+// the ninth line on, the same colours with dashes.
 const COLOURS = {
-  light: ['#1845fb', '#ff5e02', '#c91f16', '#c849a9', '#adad7d', '#86c8dd', '#578dff', '#656364'],
+  light: ['#5a00ff', '#ff4b0f', '#780f87', '#3c9669', '#871e00', '#e13cf0', '#2d4b4b', '#b478b4'],
   dark: ['#735dff', '#fec208', '#56f7f9', '#d6433c', '#9ed9a1', '#c597fd', '#b55893', '#fefa8e'],
 };
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
