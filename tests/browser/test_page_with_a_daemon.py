@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_support import Browser
+from browser_support import Browser, link_of
 from daemon_support import Document, jsonl, prompts, wait_for
 from programs_support import Programs, for_all_tests
 
@@ -46,16 +46,10 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
         yield found
 
 
-def link_of(found: Programs) -> str:
-    made = found.d.control("web", "--print")
-    assert made.returncode == 0, made.stderr
-    return made.stdout.strip()
-
-
 @pytest.fixture
 def page(browser: Browser, door: Programs) -> Iterator[Browser]:
     """Signed in; at the end nothing went wrong, and nothing was asked elsewhere."""
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     yield browser
     assert browser.trouble() == []
     assert browser.foreign(f"http://127.0.0.1:{door.port}") == []
@@ -81,7 +75,7 @@ def jobs(door: Programs) -> dict[str, Document]:
 
 
 def test_a_link_works_once(browser: Browser, door: Programs) -> None:
-    link = link_of(door)
+    link = link_of(door.d)
     browser.sign_in(link)
     browser.context()
     browser.run("await page.goto(given.link)", link=link)
@@ -90,7 +84,7 @@ def test_a_link_works_once(browser: Browser, door: Programs) -> None:
 
 
 def test_signing_out_ends_the_session(browser: Browser, door: Programs) -> None:
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     token = browser.run("return page.evaluate(() => sessionStorage.getItem('obatchd.token'))")
     browser.click("text=Sign out")
     browser.wait("text=Nobody is signed in")
@@ -294,7 +288,7 @@ def test_eight_tabs_are_answered(page: Browser, door: Programs) -> None:
 
 @pytest.mark.timeout(180)
 def test_a_daemon_that_was_stopped_for_a_while_is_shown_as_stale(browser: Browser, door: Programs) -> None:
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     process = door.d.process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
@@ -307,7 +301,7 @@ def test_a_daemon_that_was_stopped_for_a_while_is_shown_as_stale(browser: Browse
 
 
 def test_a_daemon_that_began_anew_asks_to_sign_in_again(browser: Browser, door: Programs) -> None:
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     door.d.kill()
     browser.wait("text=No answer since", 25)
     browser.shoot("gone")
@@ -316,6 +310,6 @@ def test_a_daemon_that_began_anew_asks_to_sign_in_again(browser: Browser, door: 
     browser.wait("text=obatchctl web", 25)
     browser.run(
         "await page.locator('input[name=link]').fill(given.link); await page.keyboard.press('Enter')",
-        link=link_of(door),
+        link=link_of(door.d),
     )
     browser.wait("header")

@@ -2,7 +2,7 @@
 import { html, useState } from './vendor/standalone.module.js';
 import { get, save } from './api.js';
 import { Plot } from './plot.js';
-import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words } from './parts.js';
+import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words, WORDS } from './parts.js';
 
 const SPANS = { '1h': '1 hour', '24h': '24 hours', '48h': '48 hours', '90d': '90 days' };
 const HISTORY = [
@@ -102,9 +102,9 @@ export function Burnin({ which, page }) {
   if (!run) return html`<p>No burn-in ran here yet.</p>${start}`;
   const elapsed = live ? page.status.burnin.elapsed_s : report?.elapsed_s, asked = report?.asked_s ?? series?.asked_s;
   const said = [problem, ofReport].filter(Boolean).join('; ');
-  return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${report.verdict} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
+  return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${WORDS[report.verdict]} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
     ${said && html`<p class="is-bad">${visible(said)}</p>`}
-    ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report ? `, ${report.state}` : ''}`} /></div>`}
+    ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report && report.state !== 'loading' ? `, ${report.state}` : ''}`} /></div>`}
     ${report && html`<${Table} caption="Verdicts" columns=${VERDICTS} rows=${report.gpus} id=${(gpu) => gpu.uuid} note=${reasonsOf} />`}
     ${series && html`<div class="plots">${SERIES.filter(([name]) => series.gpus.some((gpu) => seen(gpu[name]))).map(([name, title, by]) => html`<${Plot} key=${`${run} ${name}`} title=${title} at=${series.at_s}
       lines=${series.gpus.map((gpu, place) => ({ name: nameOf(gpu), values: scaled(gpu[name], by), place }))} />`)}</div>`}

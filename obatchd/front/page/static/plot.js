@@ -15,7 +15,17 @@ const darkness = matchMedia('(prefers-color-scheme: dark)');
 const values = (line) => line.values.filter((value) => value !== null && value !== undefined);
 const short = (value) => number(value, value !== null && Math.abs(value) < 10 && value % 1 ? 1 : 0);
 
-const amount = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(4))} k` : String(Number(value.toPrecision(4))));
+/** The numbers at an axis, all in thousands where one has to be. */
+const amounts = (all) => {
+  const by = Math.max(...all.map(Math.abs)) >= 10000 ? 1000 : 1;
+  return all.map((value) => `${Number((value / by).toPrecision(4))}${by > 1 && value ? ' k' : ''}`);
+};
+
+/** The places of values that stand alone, which no line goes through. */
+const alone = (plot, series) => plot.data[series].reduce((found, value, at, all) => {
+  if ((value ?? null) !== null && (all[at - 1] ?? null) === null && (all[at + 1] ?? null) === null) found.push(at);
+  return found;
+}, []);
 
 export class Plot extends Component {
   constructor() {
@@ -61,29 +71,29 @@ export class Plot extends Component {
 
   make() {
     this.plot?.destroy();
-    const style = getComputedStyle(this.box), ink = style.getPropertyValue('--soft').trim(), rule = style.getPropertyValue('--rule').trim();
-    const font = `11px ${style.fontFamily}`;
+    const style = getComputedStyle(this.box), ink = style.getPropertyValue('--soft').trim(), rule = style.getPropertyValue('--rule').trim(), ground = style.getPropertyValue('--ground').trim();
+    const family = style.fontFamily, font = `11px ${family}`;
     const axis = { stroke: ink, font, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
     const colours = COLOURS[darkness.matches ? 'dark' : 'light'];
     this.plot = new uPlot({
       width: Math.max(200, this.box.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
       scales: { x: { range: (_, first, last) => this.until(first, last) }, y: { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.05, high > 0 ? 0 : 1, 0.001)]) } },
-      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52, values: (_, splits) => splits.map(amount) }],
+      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52, values: (_, splits) => amounts(splits) }],
       series: [{}, ...this.props.lines.map((line, at) => {
         const place = line.place ?? at;
-        return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false } };
+        return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false, filter: alone, size: 5 } };
       })],
-      hooks: { draw: [(plot) => this.draw(plot, ink, font)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
+      hooks: { draw: [(plot) => this.draw(plot, ink, ground, family)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
     }, this.data(), this.box);
     this.keys(colours);
   }
 
   /** The marks of events: a line and its number. */
-  draw(plot, ink, font) {
+  draw(plot, ink, ground, family) {
     const { ctx, bbox } = plot;
     ctx.save();
-    ctx.strokeStyle = ctx.fillStyle = ink;
-    ctx.font = font;
+    ctx.strokeStyle = ink;
+    ctx.font = `${11 * devicePixelRatio}px ${family}`; // uPlot scales its own
     ctx.setLineDash([2, 3]);
     let last = Infinity; // the latest come first
     for (const { at_s: at, mark } of this.props.marks || []) {
@@ -93,7 +103,12 @@ export class Plot extends Component {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      if (last - x > 16 * devicePixelRatio) ctx.fillText(String(mark), (last = x) + 2, bbox.top + 10 * devicePixelRatio);
+      if (last - x <= 16 * devicePixelRatio) continue;
+      last = x;
+      ctx.fillStyle = ground; // under the number, which is lost among many lines else
+      ctx.fillRect(x + 1, bbox.top, ctx.measureText(mark).width + 3, 13 * devicePixelRatio);
+      ctx.fillStyle = ink;
+      ctx.fillText(mark, x + 2, bbox.top + 10 * devicePixelRatio);
     }
     ctx.restore();
   }
