@@ -1,5 +1,5 @@
 // What was measured over time: history of the GPUs and of the work, and burn-ins.
-import { html, useState } from './vendor/standalone.module.js';
+import { html, useRef, useState } from './vendor/standalone.module.js';
 import { get, save } from './api.js';
 import { Plot } from './plot.js';
 import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words, WORDS } from './parts.js';
@@ -36,10 +36,12 @@ function known(gpus, work) {
 export function History() {
   const [{ span, gpu }, set] = useState(chosen);
   const choose = (part) => { Object.assign(chosen, part); set({ ...chosen }); };
-  const { data, problem } = useLook(`history ${span}`, async () => {
+  const latest = useRef(null); // another span is shown when it is there: until then what is open stays open
+  const { data: found, problem } = useLook(`history ${span}`, async () => {
     const [gpus, work] = await Promise.all([get('/gpu-history', { span }), get('/work-history', { span })]);
     return known(gpus, work);
   }, 60);
+  const data = latest.current = found || latest.current;
   const tools = html`<div class="tools"><div role="group" aria-label="How far back">${Object.entries(SPANS).map(([name, word]) =>
     html`<button class="chip" aria-pressed=${span === name} onClick=${() => choose({ span: name })}>${word}</button>`)}</div>
     ${data && data.gpus.gpus.length > 1 && html`<label>GPU <select value=${gpu} onChange=${(event) => choose({ gpu: event.target.value })}><option value="">all</option>${
@@ -55,7 +57,7 @@ export function History() {
   const plots = HISTORY.filter(([name]) => shown.some((each) => seen(each[name])));
   const busy = WORK.filter(([name]) => seen(work.host[name]));
   return html`${tools}${problem && html`<p class="is-bad">${problem}</p>`}
-    <div class="plots">${busy.map(([name, title]) => html`<${Plot} key=${name} title=${title} at=${work.at_s} lines=${[{ name: 'all servers', values: work.host[name] }]} />`)}
+    <div class=${`plots ${found ? '' : 'coming'}`} aria-busy=${!found}>${busy.map(([name, title]) => html`<${Plot} key=${name} title=${title} at=${work.at_s} lines=${[{ name: 'all servers', values: work.host[name] }]} />`)}
     ${plots.map(([name, title, by]) => html`<${Plot} key=${name} title=${title} at=${gpus.at_s} marks=${marks}
       lines=${shown.map((each) => ({ name: nameOf(each), values: scaled(each[name], by), place: gpus.gpus.indexOf(each) }))} />`)}</div>
     ${!plots.length && !busy.length && html`<p class="quiet">Nothing is known of this time yet: the first minute comes two minutes after the start.</p>`}

@@ -52,8 +52,12 @@ export class Plot extends Component {
 
   componentDidUpdate(before) {
     const same = before.lines.length === this.props.lines.length && before.lines.every((line, at) => line.name === this.props.lines[at].name);
-    if (same && this.plot) this.plot.setData(this.data());
-    else this.make();
+    if (!same || !this.plot) return void this.make();
+    const { min, max } = this.plot.scales.x, { at } = this.props, step = at[1] - at[0];
+    const zoomed = min > before.at[0] || max < before.at.at(-1);
+    const goesOn = zoomed && Math.abs(at[0] - before.at[0]) <= 2 * step && step === before.at[1] - before.at[0];
+    this.plot.setData(this.data(), !goesOn);
+    if (goesOn) this.plot.redraw();
   }
 
   /** The whole of the time ends with the latest mark, which may be newer than the latest values. */
@@ -154,7 +158,7 @@ export class Plot extends Component {
 
 function label(at, step) {
   const when = new Date(at * 1000), two = (value) => String(value).padStart(2, '0');
-  if (step >= 86400) return `${when.getDate()}.${when.getMonth() + 1}.`;
+  if (step >= 86400) return date(when).split(',')[0];
   const clock = `${two(when.getHours())}:${two(when.getMinutes())}`;
   return step < 60 ? `${clock}:${two(when.getSeconds())}` : clock;
 }
