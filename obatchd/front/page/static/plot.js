@@ -75,28 +75,29 @@ export class Plot extends Component {
 
   make() {
     this.plot?.destroy();
-    const style = getComputedStyle(this.box), ink = style.getPropertyValue('--soft').trim(), rule = style.getPropertyValue('--rule').trim(), ground = style.getPropertyValue('--ground').trim();
+    const style = getComputedStyle(this.box), ink = style.getPropertyValue('--soft').trim(), rule = style.getPropertyValue('--rule').trim();
     const family = style.fontFamily, font = `11px ${family}`;
     const axis = { stroke: ink, font, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
     const colours = COLOURS[darkness.matches ? 'dark' : 'light'];
     this.plot = new uPlot({
-      width: Math.max(200, this.box.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
+      width: Math.max(200, this.box.clientWidth), height: HEIGHT, padding: [15, null, null, null], legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
       scales: { x: { range: (_, first, last) => this.until(first, last) }, y: { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.05, high > 0 ? 0 : 1, 0.001)]) } },
       axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52, values: (_, splits) => amounts(splits) }],
       series: [{}, ...this.props.lines.map((line, at) => {
         const place = line.place ?? at;
         return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false, filter: alone, size: 5 } };
       })],
-      hooks: { draw: [(plot) => this.draw(plot, ink, ground, family)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
+      hooks: { draw: [(plot) => this.draw(plot, ink, family)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
     }, this.data(), this.box);
     this.keys(colours);
   }
 
   /** The marks of events: a line and its number. */
-  draw(plot, ink, ground, family) {
+  draw(plot, ink, family) {
     const { ctx, bbox } = plot;
     ctx.save();
-    ctx.strokeStyle = ink;
+    ctx.strokeStyle = ctx.fillStyle = ink;
+    [ctx.textAlign, ctx.textBaseline] = ['center', 'alphabetic'];
     ctx.font = `${11 * devicePixelRatio}px ${family}`; // uPlot scales its own
     ctx.setLineDash([2, 3]);
     let last = Infinity; // the latest come first
@@ -108,11 +109,7 @@ export class Plot extends Component {
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
       if (last - x <= 16 * devicePixelRatio) continue;
-      last = x;
-      ctx.fillStyle = ground; // under the number, which is lost among many lines else
-      ctx.fillRect(x + 1, bbox.top, ctx.measureText(mark).width + 3, 13 * devicePixelRatio);
-      ctx.fillStyle = ink;
-      ctx.fillText(mark, x + 2, bbox.top + 10 * devicePixelRatio);
+      ctx.fillText(mark, (last = x), bbox.top - 3 * devicePixelRatio); // above: it is lost among many lines
     }
     ctx.restore();
   }
