@@ -138,7 +138,7 @@ def main() -> int:
             prompt_lines(directory / "part", 1)
             (directory / "part").rename(daemon.inbox / f"job-{number:04d}.jsonl")
         wait_for(lambda: done(daemon, given.jobs) == given.jobs, 600, "every job is done", 0.5)
-        time.sleep(5)
+        wait_for(lambda: percent(daemon, 2) < 2, 120, "what comes after a start and the jobs is over")
         pages = [Page(daemon, port, given.jobs - number * given.apart) for number in range(given.pages)]
         page = pages[0]
         found = page.poll()
