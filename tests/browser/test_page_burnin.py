@@ -40,6 +40,7 @@ def test_three_bad_gpus_are_seen_while_it_runs_and_have_their_verdicts(
     browser.wait("figure table tbody tr")
     assert browser.findings() == []
     wait_for(lambda: d.client.get("burnin/status")["state"] == "completed", 120)
+    browser.wait(".bar:has-text('completed')", 30)
     browser.wait(".state.bad >> nth=3", 30)
     browser.shoot("burnin-over", whole=True)
     verdicts = browser.run("return page.locator('table').first().locator('tbody tr:has(th) .state').allInnerTexts()")
