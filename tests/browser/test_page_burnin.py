@@ -28,7 +28,8 @@ def test_three_bad_gpus_are_seen_while_it_runs_and_have_their_verdicts(
     fault = json.dumps([{"kind": "slow", "factor": demo_burnin.SLOW_FACTOR}]).encode()
     urllib.request.urlopen(urllib.request.Request(f"{url}/simulator/faults", fault), timeout=5).close()
     browser.sign_in(link_of(d), "burnin")
-    assert "No burn-in ran here yet." in browser.text("main") and "obatchctl burnin start" in browser.text("main")
+    browser.wait("text=No burn-in ran here yet.")
+    assert "obatchctl burnin start" in browser.text("main")
     started = d.control("burnin", "start", "--profile", "quick", "--duration", f"{demo_burnin.DURATION_S}s")
     assert started.returncode == 0, started.stderr
     browser.wait("nav .now", 20)
