@@ -1,8 +1,8 @@
 // What was measured over time: history of the GPUs and of the work, and burn-ins.
-import { html, useState } from './vendor/standalone.module.js';
+import { html, useRef, useState } from './vendor/standalone.module.js';
 import { get, save } from './api.js';
 import { Plot } from './plot.js';
-import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words } from './parts.js';
+import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words, WORDS } from './parts.js';
 
 const SPANS = { '1h': '1 hour', '24h': '24 hours', '48h': '48 hours', '90d': '90 days' };
 const HISTORY = [
@@ -36,10 +36,12 @@ function known(gpus, work) {
 export function History() {
   const [{ span, gpu }, set] = useState(chosen);
   const choose = (part) => { Object.assign(chosen, part); set({ ...chosen }); };
-  const { data, problem } = useLook(`history ${span}`, async () => {
+  const latest = useRef(null); // another span is shown when it is there: until then what is open stays open
+  const { data: found, problem } = useLook(`history ${span}`, async () => {
     const [gpus, work] = await Promise.all([get('/gpu-history', { span }), get('/work-history', { span })]);
     return known(gpus, work);
   }, 60);
+  const data = latest.current = found || latest.current;
   const tools = html`<div class="tools"><div role="group" aria-label="How far back">${Object.entries(SPANS).map(([name, word]) =>
     html`<button class="chip" aria-pressed=${span === name} onClick=${() => choose({ span: name })}>${word}</button>`)}</div>
     ${data && data.gpus.gpus.length > 1 && html`<label>GPU <select value=${gpu} onChange=${(event) => choose({ gpu: event.target.value })}><option value="">all</option>${
@@ -55,7 +57,7 @@ export function History() {
   const plots = HISTORY.filter(([name]) => shown.some((each) => seen(each[name])));
   const busy = WORK.filter(([name]) => seen(work.host[name]));
   return html`${tools}${problem && html`<p class="is-bad">${problem}</p>`}
-    <div class="plots">${busy.map(([name, title]) => html`<${Plot} key=${name} title=${title} at=${work.at_s} lines=${[{ name: 'all servers', values: work.host[name] }]} />`)}
+    <div class=${`plots ${found ? '' : 'coming'}`} aria-busy=${!found}>${busy.map(([name, title]) => html`<${Plot} key=${name} title=${title} at=${work.at_s} lines=${[{ name: 'all servers', values: work.host[name] }]} />`)}
     ${plots.map(([name, title, by]) => html`<${Plot} key=${name} title=${title} at=${gpus.at_s} marks=${marks}
       lines=${shown.map((each) => ({ name: nameOf(each), values: scaled(each[name], by), place: gpus.gpus.indexOf(each) }))} />`)}</div>
     ${!plots.length && !busy.length && html`<p class="quiet">Nothing is known of this time yet: the first minute comes two minutes after the start.</p>`}
@@ -102,9 +104,9 @@ export function Burnin({ which, page }) {
   if (!run) return html`<p>No burn-in ran here yet.</p>${start}`;
   const elapsed = live ? page.status.burnin.elapsed_s : report?.elapsed_s, asked = report?.asked_s ?? series?.asked_s;
   const said = [problem, ofReport].filter(Boolean).join('; ');
-  return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${report.verdict} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
+  return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${WORDS[report.verdict]} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
     ${said && html`<p class="is-bad">${visible(said)}</p>`}
-    ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report ? `, ${report.state}` : ''}`} /></div>`}
+    ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report && report.state !== 'loading' ? `, ${report.state}` : ''}`} /></div>`}
     ${report && html`<${Table} caption="Verdicts" columns=${VERDICTS} rows=${report.gpus} id=${(gpu) => gpu.uuid} note=${reasonsOf} />`}
     ${series && html`<div class="plots">${SERIES.filter(([name]) => series.gpus.some((gpu) => seen(gpu[name]))).map(([name, title, by]) => html`<${Plot} key=${`${run} ${name}`} title=${title} at=${series.at_s}
       lines=${series.gpus.map((gpu, place) => ({ name: nameOf(gpu), values: scaled(gpu[name], by), place }))} />`)}</div>`}
