@@ -28,6 +28,7 @@ class Loads:
             return
         link.window = None
         seat, present = self._seats.of(link, server, profile), server.process_slots
+        server.use(present)  # so that fewer of them after the load are those of a model
         step = self._seats.steps.get(link.server.id)
         if step is not None and step.profile == profile:
             asked = [step.slots, step.good]
