@@ -86,6 +86,11 @@ int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
     for (int i = 0; i < 16; i++) uuid[i] = 16 * device + i;
     return 0;
 }
+int cuDeviceGetPCIBusId(char *bus, int length, int device) {
+    CALL
+    snprintf(bus, length, "FFFF:%02X:00.0", device);
+    return 0;
+}
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     CALL
     int capability = number("capability", 89);

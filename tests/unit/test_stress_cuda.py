@@ -311,3 +311,20 @@ def test_codes_of_the_driver() -> None:
     assert [code_of(result) for result in (2, 100, 214, 719, 999, 700)] == [
         "out_of_memory", "no_device", "bad_memory", "device_lost", "device_lost", "launch_failed",
     ]  # fmt: skip
+
+
+def test_the_thread_stays_on_the_cores_of_its_card(tmp_path: Path, run: Run) -> None:
+    assert cuda.listed("0-2,7,9-10\n") == {0, 1, 2, 7, 9, 10}
+    assert cuda.listed("\n") == set()
+    core = min(os.sched_getaffinity(0))
+    card = tmp_path / "ffff:00:00.0"
+    card.mkdir()
+    (card / "local_cpulist").write_text(f"{core},4000-4001\n", "ascii")
+    near = f"""
+import os
+from pathlib import Path
+cuda._PCI_DEVICES = Path({str(tmp_path)!r})
+cuda._stay_near(device.driver, 0)
+tell(cores=sorted(os.sched_getaffinity(0)))
+"""
+    assert run(near)["cores"] == [core]

@@ -10,6 +10,7 @@ is seen. Only a process that measures links sees the peers, too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ _OPERANDS = {
     "BF16": (0x3F00, 0x807F),
     "FP8": (0x30, 0x87),
 }
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
 _PTX = Path(__file__).with_name("kernels.ptx")
 _THREADS, _BLOCKS_EACH = 256, 16  # of a block; blocks for each multiprocessor
 _MOST = 1024  # mismatches that a check can tell
@@ -326,6 +328,7 @@ def open_device(uuid: str, peers: Sequence[str] = (), directories: Sequence[str]
     driver.call("cuDeviceGetUuid", found, number)
     if uuid.startswith("GPU-") and uuid[4:].replace("-", "").lower() != found.raw.hex():
         raise DeviceError(f"The NVIDIA driver shows another GPU in place of {uuid}.", code="no_device")
+    _stay_near(driver, number)
     version = driver.number("cuDriverGetVersion")
     library = cublaslt.find(directories, version, capability(driver, number))
     driver.call("cuDevicePrimaryCtxSetFlags", number, cuda.BLOCKING_SYNC)
@@ -338,6 +341,25 @@ def capability(driver: Driver, number: int) -> int:
     """The compute capability: 89 is 8.9."""
     major, minor = (driver.number("cuDeviceGetAttribute", part, number) for part in (cuda.MAJOR, cuda.MINOR))
     return 10 * major + minor
+
+
+def _stay_near(driver: Driver, number: int) -> None:
+    """Let this thread run on the cores of the card's own socket, where its pinned memory then lies, too.
+
+    Across sockets copies are slower, so that cards would differ by where the kernel happened to start their processes.
+    """
+    bus = ctypes.create_string_buffer(32)
+    driver.call("cuDeviceGetPCIBusId", bus, 32, number)
+    with contextlib.suppress(OSError, ValueError):
+        text = (_PCI_DEVICES / bus.value.decode("ascii").lower() / "local_cpulist").read_text("ascii")
+        if cores := listed(text) & os.sched_getaffinity(0):
+            os.sched_setaffinity(0, cores)
+
+
+def listed(text: str) -> set[int]:
+    """Numbers in the kernel's form of lists: ``0-3,8``. Raises ValueError for anything else."""
+    parts = (part.partition("-") for part in text.strip().split(",") if part)
+    return {number for first, _, last in parts for number in range(int(first), int(last or first) + 1)}
 
 
 def word_at(pattern: Pattern, index: int) -> int:

@@ -28,6 +28,7 @@ _FUNCTIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "cuDeviceGet": ("", (POINTER(c_int), c_int)),
     "cuDeviceGetName": ("", (c_char_p, c_int, c_int)),
     "cuDeviceGetUuid": ("_v2|", (c_char_p, c_int)),  # the newer one knows slices, and is of CUDA 11.4
+    "cuDeviceGetPCIBusId": ("", (c_char_p, c_int, c_int)),
     "cuDeviceGetAttribute": ("", (POINTER(c_int), c_int, c_int)),
     "cuDevicePrimaryCtxSetFlags": ("_v2", (c_int, c_uint)),
     "cuDevicePrimaryCtxRetain": ("", (_out, c_int)),
