@@ -60,9 +60,10 @@ _FUNCTIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
 # CUresult by number; what is not here means that a call failed in another way.
 _CODES = {
     2: "out_of_memory",
-    **dict.fromkeys((3, 34, 100, 101, 102, 802, 803, 804, 805, 807, 808, 809), "no_device"),
+    # 46: another process has the card for itself (compute mode), which is no fault of it.
+    **dict.fromkeys((3, 34, 46, 100, 101, 102, 802, 803, 804, 805, 807, 808, 809), "no_device"),
     214: "bad_memory",
-    **dict.fromkeys((46, 220, 226, 719, 999), "device_lost"),
+    **dict.fromkeys((220, 226, 999), "device_lost"),
 }
 
 
