@@ -110,6 +110,7 @@ from obatchd.burnin.stress import process, protocol
 from obatchd.burnin.stress.telling import Teller
 said = []
 free = device.free_bytes()
+device._facts = msgspec.structs.replace(facts, step_s=0.05)
 stress = process.Stress(device, Teller(said.append))
 stress.begin(protocol.Begin(LOADS, 80, PRECISIONS, 3))
 for _ in range(STEPS):
