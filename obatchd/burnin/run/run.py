@@ -20,6 +20,7 @@ from obatchd.burnin.run.ports import RunHost, Tested
 from obatchd.burnin.run.preparing import Preparer, take, up_soon
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import verdict
+from obatchd.burnin.verdict.reasons import WRONG
 from obatchd.documents.burnin import BurninGpu
 from obatchd.errors import ObatchError
 from obatchd.tasks import TaskSet
@@ -124,11 +125,11 @@ class Run:
         await self._end_retests(verdicts if ended.reason == "completed" else {})
 
     def _condemn(self, gpus: Sequence[BurninGpu]) -> None:
-        """Wrong output is seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
+        """Wrong results are seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
         known = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
         for gpu in gpus:
             for reason in gpu.reasons:
-                if reason.signal == verdict.CORRUPTION and gpu.uuid in known:
+                if reason.signal in WRONG and gpu.uuid in known:
                     self._host.quarantine(known[gpu.uuid], reason.text, gpu.action)
 
     def _is_retest(self, tested: Tested) -> bool:
