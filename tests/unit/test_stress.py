@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obatchd.burnin.stress import process
@@ -165,6 +165,7 @@ def test_every_bit_of_every_word_is_one_and_zero_within_64_numbers() -> None:
     assert set(ones.tolist()) == set(zeros.tolist()) == {2**64 - 1}
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(place=st.integers(0, 4 * BLOCK_BYTES // WORD_BYTES - 1), bit=st.integers(0, 63))
 def test_any_bit_of_any_word_is_found_with_its_place(place: int, bit: int) -> None:
     rig = Rig()
@@ -178,6 +179,7 @@ def test_any_bit_of_any_word_is_found_with_its_place(place: int, bit: int) -> No
     assert memory.meter.wrong + sum(work.wrong for work in rig.told(Work)) == 1
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(place=st.integers(0, 4 * BLOCK_BYTES // WORD_BYTES - 1), bit=st.integers(0, 63))
 def test_a_bit_that_is_stuck_is_found_by_walking_ones(place: int, bit: int) -> None:
     rig = Rig()
@@ -276,6 +278,7 @@ def test_few_of_many_wrong_words_are_told_and_all_counted() -> None:
 # Products.
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     row=st.integers(0, 2 * TILES - 1),
     column=st.integers(0, 2 * TILES - 1),
