@@ -457,7 +457,7 @@ def test_the_reports_own_verdicts_count_in_a_comparison(verdict: str, exit_code:
 
 def test_a_failed_gpu_without_a_speed_fails_the_comparison_too() -> None:
     bad = failed(host("two", 1, 1, 1), 2, "FAIL")
-    bad.gpus[2].work.tokens_per_s = None
+    bad.gpus[2].work.tokens_per_s, bad.gpus[2].stress_loads.products = None, []
     document = compare([host("one", 1, 1), bad])
     assert (document.verdict, document.exit_code) == ("FAIL", 1)
     assert "GPU 2: FAIL" in document.meaning and any("no speed" in text for text in document.left_out)
@@ -496,7 +496,7 @@ def test_a_report_of_a_version_that_read_no_energy_is_read_and_compared() -> Non
 
 
 def test_the_page_says_what_work_cost_beside_the_others() -> None:
-    page = render(report.build(simulate([Card(), Card(hunger=1.25), Card()], 0.3)))
+    page = render(report.build(simulate([Card(), Card(hunger=1.25), Card()], 1.0)))
     assert re.search(r"Energy under load</dt><dd>\d+ Wh</dd>|Energy under load</dt><dd>0\.\d+ kWh</dd>", page)
     assert re.search(r"Tokens per joule</dt><dd>0\.\d+ \(\d+\.\d % of the median of 2 GPUs like it\)</dd>", page)
 

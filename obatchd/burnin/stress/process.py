@@ -148,6 +148,7 @@ class Stress:
                 if compute is not None:
                     wanted_bytes = min(wanted_bytes, free_bytes * (1 - _LEFT) - compute.most_bytes)
                 memory = Memory(self._device, self._teller, int(wanted_bytes), begin.seed)
+                memory.meter.free_bytes = free_bytes
                 stack.callback(_free, memory)
             yield from self._together(compute, memory)
 

@@ -64,6 +64,7 @@ class Work(msgspec.Struct, tag="work", frozen=True, kw_only=True, omit_defaults=
     bytes_checked: int = 0
     accessing_s: float = 0.0  # of the span in which the device wrote and checked
     covered_bytes: int = 0  # checked at least once since this load began
+    free_bytes: int = 0  # of memory of the device, when it began
     passes: int = 0  # whole passes of a pattern over all of it
     # Of the first result, to which all others are compared: the same on every card of one kind with one library.
     first: str = ""

@@ -69,6 +69,7 @@ class Meter:
     bytes_checked: int = attrs.field(default=0, init=False)
     accessing_s: float = attrs.field(default=0.0, init=False)
     covered_bytes: int = attrs.field(default=0, init=False)
+    free_bytes: int = attrs.field(default=0, init=False)
     passes: int = attrs.field(default=0, init=False)
     _since_s: float = attrs.field(init=False)
 
@@ -97,6 +98,7 @@ class Meter:
                 bytes_checked=self.bytes_checked,
                 accessing_s=self.accessing_s,
                 covered_bytes=self.covered_bytes,
+                free_bytes=self.free_bytes,
                 passes=self.passes,
                 first=self.first,
             )

@@ -1,0 +1,18 @@
+"""The device of a stress process on a stand-in GPU, to be opened in that process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from obatchd.burnin.stress.device import Device
+from obatchd.errors import DeviceError
+
+
+def open_device(directory: Path, index: int) -> Device:
+    """Stand-in GPU ``index``, whose timeline and load are in ``directory``; raises DeviceError without numpy."""
+    try:
+        from obatchd.simulator.cards.device import SimulatedDevice
+    except ImportError as error:
+        words = f"Stand-in GPUs need numpy for this load ({error}): pip install 'obatchd[stress]'"
+        raise DeviceError(words, code="no_library") from None
+    return SimulatedDevice(directory, index)
