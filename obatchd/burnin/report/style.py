@@ -62,8 +62,8 @@ code { font-size: 12px; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: 14px; height: 3px; vertical-align: middle; margin: 0 4px 0 12px; }
 @page { size: A4; margin: 10mm 12mm; }
 @media print {
-  body { max-width: none; padding: 0; font-size: 9.8px; line-height: 1.3; -webkit-print-color-adjust: exact; print-color-adjust:
-    exact; }
+  body { max-width: none; padding: 0; font-size: 9.8px; line-height: 1.3;
+    -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   .gpu { break-before: page; margin-top: 0; border-top: 0; padding-top: 0; }
   figure, tr, li { break-inside: avoid; }
   h1 { font-size: 19px; }
