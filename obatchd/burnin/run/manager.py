@@ -160,7 +160,8 @@ class Burnin:
         await asyncio.to_thread(self._append, made.run, [begun])
         self._host.new_xids()  # earlier XIDs are no part of the run
         _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
-                  duration_s=made.duration_s, loads=",".join(made.loads), exclusive=made.exclusive, with_jobs=made.with_jobs)  # fmt: skip
+                  duration_s=made.duration_s, loads=",".join(made.loads), exclusive=made.exclusive,
+                  with_jobs=made.with_jobs)  # fmt: skip
         self._begin([begun])
         await asyncio.to_thread(self._prune)
         return await self.status()

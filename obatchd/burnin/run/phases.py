@@ -104,14 +104,20 @@ class Phases:
 
     async def _measure_links(self) -> None:
         """One GPU after the other: they share what their links end in."""
-        for load in self._loads:
-            if isinstance(load, StressLoad):
-                await load.measure_links()
+        stressed = [load for load in self._loads if isinstance(load, StressLoad) and load.usable]
+        for load in stressed:
+            # Slices of a GPU have no peers.
+            others = [other.gpu for other in stressed if other is not load]
+            await load.measure_links([gpu for gpu in others if _is_whole(gpu) and _is_whole(load.gpu)])
 
     async def _count_from_now(self, *, between: bool) -> None:
         self.changing = between
         if (bucket := self._recording.recorder.exchange(between)) is not None:
             await self._writer.write(bucket)
+
+
+def _is_whole(gpu: str) -> bool:
+    return not gpu.startswith("MIG-")
 
 
 def _is_pure(loads: Sequence[str]) -> bool:

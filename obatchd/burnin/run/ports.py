@@ -168,8 +168,11 @@ class RunHost(Protocol):
     def missing_loads(self) -> Mapping[str, str]:
         """The loads that this host cannot have, each with the reason and what to install."""
 
-    def stress(self, gpu: str, owner: TaskOwner) -> StressProcess:
-        """A process, not started yet, for the GPU or slice with this UUID."""
+    def stress(self, gpu: str, owner: TaskOwner, peers: Sequence[str] = ()) -> StressProcess:
+        """A process, not started yet, for the GPU or slice with this UUID.
+
+        With ``peers`` it sees these other GPUs, too, and a fault of theirs may hit it: to measure links only.
+        """
 
     def quarantine_reason(self, gpu: Gpu) -> str:
         """Why a GPU is in quarantine; empty when it is not."""

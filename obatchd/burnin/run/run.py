@@ -195,7 +195,7 @@ class Run:
             return []
         over = {record.gpu for record in self.records if isinstance(record, StressEnded)}
         return [
-            StressLoad(gpu, server, self._host.stress(gpu, self), self.plan, self._recording, self)
+            StressLoad(gpu, server, self._host, self.plan, self._recording, self)
             for server, gpus, _ in self._servers.values()
             for gpu in gpus
             if gpu not in over

@@ -6,6 +6,7 @@ Whatever becomes of the process, only the loads of this GPU end, and the run goe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import zlib
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from obatchd import log
 from obatchd.burnin.journal.recorder import Worked
 from obatchd.burnin.journal.records import Event, LinkSpeed, StressEnded, StressOpened, WrongResult
 from obatchd.burnin.run.plan import STRESS
-from obatchd.burnin.run.ports import RunServer, StressProcess
+from obatchd.burnin.run.ports import RunHost, RunServer, StressProcess
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.stress.protocol import (
     SILENT_S,
@@ -37,6 +38,7 @@ _BEGIN_S = 120.0  # until work is told: the library is loaded, and memory is tak
 _REST_S = SILENT_S + 10  # a process that does not answer is killed before
 _LINKS_S = 60.0
 _QUIET_S = 6.0  # work is told every 2 s; after so long without any, the GPU counts as not loaded
+_STRESS: tuple[Load, ...] = ("compute", "memory")
 _BESIDE = "out_of_memory"  # beside a model that leaves nothing: no fault
 
 
@@ -46,12 +48,14 @@ class StressLoad:
     carries = STRESS
 
     def __init__(
-        self, gpu: str, server: RunServer, process: StressProcess, plan: Plan, recording: Recording, owner: TaskOwner
+        self, gpu: str, server: RunServer, host: RunHost, plan: Plan, recording: Recording, owner: TaskOwner
     ) -> None:
         self.gpu = gpu
         self.over = False  # they do not begin again
         self._server = server
-        self._process = process
+        self._host = host
+        self._owner = owner
+        self._process = host.stress(gpu, owner)
         self._plan = plan
         self._recording = recording
         self._tasks = TaskSet(owner)
@@ -67,10 +71,10 @@ class StressLoad:
         self._tasks.start(self._listen(), f"burnin-stress-{self.gpu}")
 
     async def begin(self, loads: Sequence[str]) -> None:
-        self._wanted = [load for load in STRESS if load in loads]
+        self._wanted = [load for load in _STRESS if load in loads]
         self._beside = "model" in loads
         await set_within(_BEGIN_S, self._opened)
-        if not self.over and self._server.ready_for_test:
+        if self.usable:
             if not self._running:
                 self._command(self._wanted)
             await set_within(_BEGIN_S, self._at_work)
@@ -82,17 +86,48 @@ class StressLoad:
             self._process.send(End())
             await set_within(_REST_S, self._idle)
 
-    async def measure_links(self) -> None:
+    @property
+    def usable(self) -> bool:
+        """Whether the GPU can be asked for anything now."""
+        return not self.over and self._server.ready_for_test
+
+    async def measure_links(self, peers: Sequence[str]) -> None:
         """Measure the bandwidth to the host and to other GPUs, while the GPU does nothing else."""
-        await set_within(_BEGIN_S, self._opened)
-        if not self.over and self._server.ready_for_test:
-            self._command(["links"])
-            await set_within(_LINKS_S, self._idle)
+        process = self._host.stress(self.gpu, self._owner, peers)
+        process.start()
+        done = False
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LINKS_S):
+                    done = await self._hear_links(process)
+        finally:
+            gone = await process.end()
+        if not done:
+            why = gone.words if gone.code != "left" else f"was not done after {_LINKS_S:g} s"
+            text = f"its links could not be measured: the process {why}"
+            self._recording.note(Event(time.time(), self.gpu, "links_unknown", text, "warn"))
+
+    async def _hear_links(self, process: StressProcess) -> bool:
+        """Whether all were measured, or cannot be."""
+        async for frame in process.frames():
+            match frame:
+                case Opened():
+                    process.send(Begin(["links"], 0.0, [], 0))
+                case Bandwidth(at_s, kind, peer, bytes_per_s):
+                    self._recording.note(LinkSpeed(at_s, self.gpu, kind, bytes_per_s, peer))
+                case Trouble(_, text):
+                    self._recording.note(Event(time.time(), self.gpu, "links_unknown", text, "note"))
+                    return True
+                case Ended():
+                    return True
+                case _:
+                    pass
+        return False
 
     def look(self) -> None:
         now_s = time.monotonic()
         span_s, self._counted_s = now_s - self._counted_s, now_s
-        if self._running - {"links"} and now_s - self._told_s < _QUIET_S:
+        if self._running and now_s - self._told_s < _QUIET_S:
             self._recording.recorder.stressed(self.gpu, span_s)
         if self.over:
             return
@@ -144,8 +179,6 @@ class StressLoad:
             case Wrong(at_s, load, place, pattern, expected, found, times):
                 recording.note(WrongResult(at_s, gpu, load, place, pattern, expected, found, times))
                 _log.warning("burnin_wrong_result", gpu=gpu, load=load, place=place)
-            case Bandwidth(at_s, kind, peer, bytes_per_s):
-                recording.note(LinkSpeed(at_s, gpu, kind, bytes_per_s, peer))
             case Ended(load):
                 self._stopped({load})
             case Trouble(code, text):
@@ -153,6 +186,7 @@ class StressLoad:
                     recording.note(Event(time.time(), gpu, "stress_no_room", f"no memory beside the model: {text}"))
                     self._wanted = []
                     self._stopped(self._running)
+                    self._at_work.set()
                 else:
                     self._end(code, text)
             case _:
