@@ -62,9 +62,14 @@ class Machine:
             )
 
     @contextlib.contextmanager
-    def daemon(self, name: str, **config: Any) -> Iterator[Daemon]:
-        """A daemon with one server, on a spool of its own; ``config`` is laid over the settings, table by table."""
+    def daemon(self, name: str, *, goes_on: bool = False, **config: Any) -> Iterator[Daemon]:
+        """A daemon with one server, on a spool of its own, which is new unless it ``goes_on`` with an earlier one's.
+
+        ``config`` is laid over the settings, table by table.
+        """
         directory = self.spool / name
+        if not goes_on:
+            shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {
             "model": MODEL, "log_level": "info", "drain_s": 2, "max_response_tokens": 64,

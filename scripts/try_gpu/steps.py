@@ -214,7 +214,7 @@ def slots(machine: Machine, results: Results) -> None:
             results.part(f"{number} slots"),
             machine.daemon("slots", servers={"slots": number}, context_length=2048) as daemon,
         ):
-            if number == LADDER[0] and not list(daemon.outbox.iterdir()):
+            if not list(daemon.outbox.iterdir()):
                 drop(daemon, "long", [{"id": f"r{n}", "prompt": QUESTION.format(n)} for n in range(60_000)])
             speeds[number] = _tokens_per_s(daemon)
             results.figure(f"tokens_per_s_with_{number}_slots", round(speeds[number], 1), "tokens/s")
@@ -301,9 +301,7 @@ def _away_and_back(daemon: Daemon, results: Results, begin: Any, end: Any, state
     results.check(
         answer.returncode == 0, f"obatchctl {' '.join(begin)}: {(answer.stdout + answer.stderr).strip()[:300]}"
     )
-    _until(
-        lambda: _held_bytes(daemon) == 0, 60, f"no process holds memory of the GPU, the server is {server()['state']}"
-    )
+    _until(lambda: _held_bytes(daemon) == 0, 60, f"no process holds memory, the server is {server()['state']}")
     away = server()
     freed_s = time.monotonic() - began_s
     results.say(
