@@ -67,7 +67,8 @@ def test_each_load_finds_its_fault_on_its_gpu(daemon: Start) -> None:
     assert bit["verdict"] == "FAIL" and ", bit 37" in texts(bit, "wrong_memory")
     assert "wrong_result" not in signals(bit) and "wrong_memory" not in signals(tile)
     assert link["verdict"] == "FAIL" and "slow_link" in signals(link), link["reasons"]
-    assert capped["verdict"] == "FAIL" and "slow_compute" in signals(capped), capped["reasons"]
+    # Products of one precision run for ten seconds in turn, too short to be compared; memory is written all the time.
+    assert capped["verdict"] == "FAIL" and "slow_memory" in signals(capped), capped["reasons"]
     assert capped["stress"]["power_percent"] < 50 < healthy["stress"]["power_percent"]
     for number, gpu in enumerate(report["gpus"][1:], 1):
         assert f"burnin bundle {number}" in gpu["action"]
