@@ -234,6 +234,7 @@ WORDS: Mapping[str, str] = {
     "burnin_not_written": "Burn-in {run} cannot be written",
     "burnin_phase": "Burn-in {run}: the load is {loads} now",
     "burnin_not_unloaded": "The burn-in cannot free the memory of the GPU of server {server}",
+    "burnin_program_ended": "",
     "burnin_wrong_result": "GPU {gpu} gave a wrong result in the burn-in: {place}",
     "burnin_stress_ended": "The burn-in ends the products and patterns on GPU {gpu}: {reason}",
     "burnin_stress_left_behind": "A process of the burn-in on GPU {gpu} hangs in the kernel and is left behind",

@@ -15,6 +15,7 @@ from obatchd.burnin.run.plan import STRESS
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.burnin.stress import cublaslt, cuda
 from obatchd.burnin.stress.device import OpenDevice
+from obatchd.burnin.stress.outside import dcgm, gpu_burn
 from obatchd.burnin.stress.parent import StressProcess
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.alarms import BurninFinished
@@ -33,6 +34,7 @@ from obatchd.telling.alarms import Alarms
 _HOLD = "burnin"
 _FRESH_S = 15.0
 _XIDS = 1000  # kept until a run asks for them
+_PROGRAMS = {"dcgm": "dcgmi (NVIDIA DCGM)", "gpu-burn": "gpu_burn"}
 _STAND_IN = "-simulated"  # ends the driver version of stand-in GPUs
 _GRACE_S = 5.0  # for a stress process to end by itself, which it does between two products
 
@@ -127,7 +129,11 @@ class BurninHost:
             why = "" if next(cublaslt.candidates(self._libraries), None) else cublaslt.MISSING
         else:
             why = "" if find_spec("numpy") else "Stand-in GPUs need numpy for it: pip install 'obatchd[stress]'."
-        return dict.fromkeys(STRESS, why) if why else {}
+        missing = dict.fromkeys(STRESS, why) if why else {}
+        for load, path in (("dcgm", dcgm.find()), ("gpu-burn", gpu_burn.find())):
+            if not path:
+                missing[load] = f"{_PROGRAMS[load]} is not installed, or not on the PATH of obatchd."
+        return missing
 
     def stress(self, gpu: str, owner: TaskOwner, peers: Sequence[str] = ()) -> StressProcess:
         found = next(each for gpus in self.gpus_of.values() for each in gpus if each.uuid == gpu)

@@ -193,8 +193,8 @@ class OutsideResult(msgspec.Struct):
     """A program of others that was a load: what it says, as far as it can be believed."""
 
     program: str  # dcgm, gpu-burn
-    outcome: str  # passed, failed, nothing (it did no work, or did not end)
-    text: str
+    outcome: str  # passed, partly (some tests were left out), wrong_results, failed, not_done
+    text: str  # follows its name
 
 
 class PhaseResult(msgspec.Struct):

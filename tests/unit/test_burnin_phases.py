@@ -206,7 +206,7 @@ class RealBench(Bench):
 
     def stress(self, gpu: str, owner: TaskOwner, peers: Sequence[str] = ()) -> Any:
         opening = partial(device_with, None if peers else self.disturbances.get(gpu))
-        return StressProcess(f"stress-{gpu[-1]}", opening, 2**31, owner, silent_s=6.0, grace_s=2.0, exit_s=1.0)
+        return StressProcess(f"stress-{gpu[-1]}", opening, 2**31, owner, silent_s=12.0, grace_s=2.0, exit_s=1.0)
 
 
 async def test_real_processes_of_which_one_is_killed_one_hangs_and_one_finds_a_stuck_bit(
@@ -215,11 +215,11 @@ async def test_real_processes_of_which_one_is_killed_one_hangs_and_one_finds_a_s
     bench = RealBench(tmp_path, monkeypatch)
     bench.disturbances = {uuid(0): Killed, uuid(1): Hangs, uuid(2): Flips}
     phases = [Phase(["compute"], 0.3), Phase(["memory"], 0.7)]
-    document = await bench.carry_out(phases=phases, duration_s=14.0, canary_s=0.0, model="")
+    document = await bench.carry_out(phases=phases, duration_s=26.0, canary_s=0.0, model="")
     assert document.state == "completed"
     killed, hung, stuck = document.gpus
     assert killed.verdict == "INCONCLUSIVE" and "died of signal 9" in killed.stress_loads.ended
-    assert hung.verdict == "INCONCLUSIVE" and "said nothing for 6 s and was killed" in hung.stress_loads.ended
+    assert hung.verdict == "INCONCLUSIVE" and "said nothing for 12 s and was killed" in hung.stress_loads.ended
     assert stuck.verdict == "FAIL" and stuck.reasons[0].signal == "wrong_memory"
     assert "bit 5" in stuck.stress_loads.wrong[0].place
     assert all(gpu.stress_loads.products[0].operations > 0 for gpu in document.gpus)

@@ -177,13 +177,13 @@ def test_a_run_without_a_model_needs_no_tokens() -> None:
 
 
 def test_programs_of_others_count_by_what_they_tested() -> None:
-    failed = OutsideEnded(START_S + 900, uuid(0), "gpu-burn", "failed", "GPU 0: FAULTY, 12 errors")
-    nothing = OutsideEnded(START_S + 900, uuid(1), "dcgm", "nothing", "no test was run on it")
-    passed = OutsideEnded(START_S + 900, uuid(2), "dcgm", "passed", "")
+    failed = OutsideEnded(START_S + 900, uuid(0), "gpu-burn", "wrong_results", "computed 12 wrong results")
+    nothing = OutsideEnded(START_S + 900, uuid(1), "dcgm", "not_done", "tested nothing")
+    passed = OutsideEnded(START_S + 900, uuid(2), "dcgm", "partly", "passed 3 tests and left out memory")
     gpus = judged(Stressed(), failed, nothing, passed)
     assert [gpu.verdict for gpu in gpus] == ["FAIL", "INCONCLUSIVE", "PASS", "PASS"]
-    assert gpus[0].reasons[0].text == "gpu-burn failed it: GPU 0: FAULTY, 12 errors"
-    assert gpus[1].reasons[0].signal == "dcgm_nothing"
+    assert gpus[0].reasons[0].text == "gpu-burn computed 12 wrong results"
+    assert gpus[1].reasons[0].signal == "dcgm_not_done"
 
 
 # --- the figures ------------------------------------------------------------------------------------------------------

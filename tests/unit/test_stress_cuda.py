@@ -190,14 +190,22 @@ def test_products_of_every_precision_are_those_of_their_operands(run: Run) -> No
 
 
 def test_both_loads_run_on_a_healthy_card_and_give_everything_back(run: Run) -> None:
-    report = run(RUN, LOADS=["links", "compute", "memory"], PRECISIONS=["FP16"], STEPS=16)
+    report = run(RUN, LOADS=["compute", "memory"], PRECISIONS=["FP16"], STEPS=24)
     work = said(report, "work")
-    assert {frame["load"] for frame in work} == {"links", "compute", "memory"}
+    assert {frame["load"] for frame in work} == {"compute", "memory"}
     assert said(report, "wrong") == said(report, "trouble") == []
     assert sum(frame.get("operations", 0) for frame in work) > 0
-    assert [frame["load"] for frame in said(report, "ended")] == ["links", "compute", "memory"]
+    assert [frame["load"] for frame in said(report, "ended")] == ["compute", "memory"]
     assert report["freed"] == 0
-    assert {frame["kind"] for frame in said(report, "bandwidth")} == {"to_host", "from_host"}
+
+
+def test_links_to_the_host_are_measured_after_a_second_of_use(run: Run) -> None:
+    report = run(RUN, LOADS=["links"], PRECISIONS=[], STEPS=100_000)
+    assert [frame["kind"] for frame in said(report, "bandwidth")] == ["to_host", "from_host"] * 5
+    assert sum(frame["span_s"] for frame in said(report, "work")) > 1
+    assert report["calls"].count("cuMemcpyDtoHAsync_v2") > 5 + 1
+    assert [frame["load"] for frame in said(report, "ended")] == ["links"]
+    assert report["freed"] == 0
 
 
 def test_the_calls_come_in_order(run: Run) -> None:
@@ -224,21 +232,21 @@ def test_a_wrong_tile_is_found_with_its_place(run: Run, index: int, bit: int) ->
 
 @pytest.mark.parametrize(("index", "bit"), [(0, 0), (777, 63), (50_000, 31)])
 def test_a_stuck_bit_is_found_with_its_address(run: Run, index: int, bit: int) -> None:
-    report = run(RUN, f"memory=43000000 stuck={index}:{bit}", LOADS=["memory"], PRECISIONS=[], STEPS=9)
+    report = run(RUN, f"memory=43000000 stuck={index}:{bit}", LOADS=["memory"], PRECISIONS=[], STEPS=24)
     wrong = said(report, "wrong")
     assert wrong and {frame["place"].split(", ")[1] for frame in wrong} == {f"bit {bit}"}
-    assert len({frame["place"] for frame in wrong}) == 1  # there is one block
+    assert {int(frame["place"].split()[1].rstrip(","), 16) % 4096 for frame in wrong} == {index * 8 % 4096}
     assert all(int(frame["expected"], 16) | 1 << bit == int(frame["found"], 16) for frame in wrong)
 
 
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        ("cuLaunchKernel:719:9", "device_lost"),
-        ("cuMemcpyDtoHAsync_v2:214:1", "bad_memory"),
+        ("cuLaunchKernel:719:9", "launch_failed"),
+        ("cuMemcpyDtoHAsync_v2:214:4", "bad_memory"),
         ("cublasLtMatmul:13:3", "launch_failed"),
-        ("cuMemAlloc_v2:2:2", "out_of_memory"),
-        ("cuStreamSynchronize:999:3", "device_lost"),
+        ("cuMemAlloc_v2:2:3", "out_of_memory"),
+        ("cuStreamSynchronize:999:6", "device_lost"),
     ],
 )
 def test_what_fails_is_told(run: Run, fault: str, code: str) -> None:
@@ -246,6 +254,15 @@ def test_what_fails_is_told(run: Run, fault: str, code: str) -> None:
     (trouble,) = said(report, "trouble")
     assert trouble["code"] == code
     assert fault.split(":")[0].removesuffix("_v2") in trouble["text"] or code == "out_of_memory"
+
+
+def test_a_card_on_which_nothing_is_found_is_not_tested(run: Run) -> None:
+    report = run("tell()", "blind=1")
+    assert (report["code"], report["words"].split(",")[0]) == ("launch_failed", "A word that was changed is not found")
+    report = run(RUN, "memory=50331648 idle=1", LOADS=["compute"], PRECISIONS=["FP32"], STEPS=3)
+    assert said(report, "wrong")  # no work is no result
+    report = run(RUN, "memory=50331648 dim=1", LOADS=["compute"], PRECISIONS=["FP32"], STEPS=3)
+    assert [frame["text"].split(",")[0] for frame in said(report, "trouble")] == ["A wrong product is not found"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +287,7 @@ def test_precisions_are_those_that_card_and_library_have(run: Run) -> None:
 
 
 def test_peers_are_measured_in_their_own_context(run: Run) -> None:
-    report = run(RUN, "gpus=2", LOADS=["links"], PRECISIONS=[], STEPS=40, PEERS=(PEER,))
+    report = run(RUN, "gpus=2", LOADS=["links"], PRECISIONS=[], STEPS=100_000, PEERS=(PEER,))
     assert {frame["peer"] for frame in said(report, "bandwidth") if frame["kind"] == "to_peer"} == {PEER}
     assert report["freed"] == 0
     calls = report["calls"]
@@ -308,6 +325,23 @@ def test_the_newest_library_that_driver_and_card_can_use_is_taken(
 
 
 def test_codes_of_the_driver() -> None:
-    assert [code_of(result) for result in (2, 100, 214, 719, 999, 700)] == [
-        "out_of_memory", "no_device", "bad_memory", "device_lost", "device_lost", "launch_failed",
+    assert [code_of(result) for result in (2, 46, 100, 214, 719, 999, 700)] == [
+        "out_of_memory", "no_device", "no_device", "bad_memory", "launch_failed", "device_lost", "launch_failed",
     ]  # fmt: skip
+
+
+def test_the_thread_stays_on_the_cores_of_its_card(tmp_path: Path, run: Run) -> None:
+    assert cuda.listed("0-2,7,9-10\n") == {0, 1, 2, 7, 9, 10}
+    assert cuda.listed("\n") == set()
+    core = min(os.sched_getaffinity(0))
+    card = tmp_path / "ffff:00:00.0"
+    card.mkdir()
+    (card / "local_cpulist").write_text(f"{core},4000-4001\n", "ascii")
+    near = f"""
+import os
+from pathlib import Path
+cuda._PCI_DEVICES = Path({str(tmp_path)!r})
+cuda._stay_near(device.driver, 0)
+tell(cores=sorted(os.sched_getaffinity(0)))
+"""
+    assert run(near)["cores"] == [core]

@@ -118,8 +118,8 @@ class OutsideEnded(msgspec.Struct, tag="outside", frozen=True, omit_defaults=Tru
     at_s: float
     gpu: str
     program: str  # dcgm, gpu-burn
-    outcome: Literal["passed", "failed", "nothing"]
-    text: str
+    outcome: Literal["passed", "partly", "wrong_results", "failed", "not_done"]  # see burnin.stress.outside.outcome
+    text: str  # follows the name of the program
 
 
 class Sample(msgspec.Struct, omit_defaults=True):

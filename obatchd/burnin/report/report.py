@@ -170,8 +170,17 @@ def _stressed(samples: list[Sample], spans: list[float]) -> dict[str, list[Any]]
     return {
         "operations_per_s": [round(sum(s.operations.values()) / span, 1) for s, span in both],
         "checked_bytes_per_s": [round(s.bytes_checked / span, 1) for s, span in both],
-        "covered_bytes": [s.covered_bytes for s in samples],
+        "covered_bytes": _covered(samples),
     }
+
+
+def _covered(samples: list[Sample]) -> list[int]:
+    """The latest that was told; it comes every two seconds, and a bucket may be shorter."""
+    column, last = [], 0
+    for sample in samples:
+        last = sample.covered_bytes or (last if sample.stress_s else 0)
+        column.append(last)
+    return column
 
 
 def _errors(samples: list[Sample], names: tuple[str, ...]) -> list[int]:

@@ -18,8 +18,9 @@ from obatchd.burnin.run.events import EventRecorder
 from obatchd.burnin.run.load import ModelLoad, loads
 from obatchd.burnin.run.phases import Phases
 from obatchd.burnin.run.plan import MODEL, STRESS
-from obatchd.burnin.run.ports import RunHost, Tested
+from obatchd.burnin.run.ports import Load, RunHost, Tested
 from obatchd.burnin.run.preparing import Preparer, take
+from obatchd.burnin.run.programs import Dcgm, GpuBurn, ProgramLoad
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.run.stressing import StressLoad
 from obatchd.burnin.verdict import verdict
@@ -201,9 +202,22 @@ class Run:
             if gpu not in over
         ]
 
+    def _programs(self) -> list[ProgramLoad]:
+        """Programs of others: one process for all GPUs, or one for each."""
+        found = []
+        tested = [one for one in self._servers.values() if one.gpus]
+        common = (self.plan, self._recording, self)
+        if "dcgm" in self.plan.loads:
+            gpus = [gpu for one in tested for gpu in one.gpus]
+            found.append(ProgramLoad(Dcgm(), gpus, [one.server for one in tested], *common))
+        if "gpu-burn" in self.plan.loads:
+            found += [ProgramLoad(GpuBurn(), [gpu], [one.server], *common) for one in tested for gpu in one.gpus]
+        return found
+
     def _phases_of(self, models: list[ModelLoad]) -> Phases:
         servers = [tested.server for tested in self._servers.values()]
-        return Phases(self.plan, self._recording, self._writer, servers, [*models, *self._stress], self._checks)
+        every: list[Load] = [*models, *self._stress, *self._programs()]
+        return Phases(self.plan, self._recording, self._writer, servers, every, self._checks)
 
     # --- loading ----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
 import zlib
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from obatchd.burnin.stress.protocol import (
     End,
     Ended,
     FromProcess,
+    LinkKind,
     Load,
     Opened,
     Trouble,
@@ -108,17 +110,21 @@ class StressLoad:
             self._recording.note(Event(time.time(), self.gpu, "links_unknown", text, "warn"))
 
     async def _hear_links(self, process: StressProcess) -> bool:
-        """Whether all were measured, or cannot be."""
+        """Whether all were measured, or cannot be; of the measurements of one link the median is written down."""
+        measured: dict[tuple[LinkKind, str], list[float]] = {}
         async for frame in process.frames():
             match frame:
                 case Opened():
                     process.send(Begin(["links"], 0.0, [], 0))
-                case Bandwidth(at_s, kind, peer, bytes_per_s):
-                    self._recording.note(LinkSpeed(at_s, self.gpu, kind, bytes_per_s, peer))
+                case Bandwidth(_, kind, peer, bytes_per_s):
+                    measured.setdefault((kind, peer), []).append(bytes_per_s)
                 case Trouble(_, text):
                     self._recording.note(Event(time.time(), self.gpu, "links_unknown", text, "note"))
                     return True
                 case Ended():
+                    for (kind, peer), speeds in measured.items():
+                        speed = statistics.median(speeds)
+                        self._recording.note(LinkSpeed(time.time(), self.gpu, kind, speed, peer))
                     return True
                 case _:
                     pass

@@ -10,6 +10,7 @@ is seen. Only a process that measures links sees the peers, too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Sequence
@@ -21,36 +22,28 @@ import attrs
 
 from obatchd.burnin.stress import cublaslt
 from obatchd.burnin.stress import cuda_driver as cuda
-from obatchd.burnin.stress.cublaslt import WORKSPACE_BYTES, CublasLt, Plan
+from obatchd.burnin.stress.cublaslt import WORKSPACE_BYTES, CublasLt
 from obatchd.burnin.stress.cuda_driver import Driver
+from obatchd.burnin.stress.cuda_product import CudaProduct
 from obatchd.burnin.stress.device import (
     PRECISIONS,
-    TILES,
     WORD_BYTES,
     Facts,
     Mismatch,
     Mismatches,
     Pattern,
-    Products,
-    WrongTile,
 )
 from obatchd.burnin.stress.protocol import LinkKind
 from obatchd.errors import DeviceError
 
 KERNELS = ("fill", "check", "operands32", "operands16", "operands8", "compare", "digest")
 KINDS = ("walking ones", "walking zeros", "address", "inverted address", "random")
-# The bits of one half in each precision, and those of sign and significand (TF32 takes the upper 10 of FP32's).
-_OPERANDS = {
-    "FP32": (0x3F000000, 0x807FFFFF),
-    "TF32": (0x3F000000, 0x807FFFFF),
-    "FP16": (0x3800, 0x83FF),
-    "BF16": (0x3F00, 0x807F),
-    "FP8": (0x30, 0x87),
-}
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
 _PTX = Path(__file__).with_name("kernels.ptx")
 _THREADS, _BLOCKS_EACH = 256, 16  # of a block; blocks for each multiprocessor
 _MOST = 1024  # mismatches that a check can tell
-_BLOCK_BYTES = 2**30
+_BLOCKS = 16  # of all memory: each takes a kernel some milliseconds, beside which starting it is nothing
+_PROOF_BYTES = 2**20
 _COPY_BYTES = 256 * 2**20
 _SIZES = ((16 * 2**30, 8192), (2 * 2**30, 4096), (0, 2048))  # of products, by the memory of the card
 
@@ -91,6 +84,7 @@ class CudaDevice:
         self._kernels = {name: driver.handle("cuModuleGetFunction", module, name.encode()) for name in KERNELS}
         self.stream = driver.handle("cuStreamCreate", cuda.NON_BLOCKING)
         self._report = driver.allocate((1 + 2 * _MOST) * WORD_BYTES)
+        self._prove()
 
     @property
     def facts(self) -> Facts:
@@ -105,10 +99,22 @@ class CudaDevice:
                 precisions=tuple(filter(self._has, PRECISIONS)),
                 total_bytes=total_bytes,
                 product_size=next(size for least_bytes, size in _SIZES if total_bytes >= least_bytes),
-                block_bytes=_BLOCK_BYTES,
+                block_bytes=max(total_bytes // _BLOCKS // 2**20, 1) * 2**20,
                 copy_bytes=min(_COPY_BYTES, total_bytes // 8),
             )
         return self._facts
+
+    def _prove(self) -> None:
+        """See that a wrong word is found; raises DeviceError where not: nothing that follows would mean anything."""
+        block, pattern, offset = self.allocate(_PROOF_BYTES), Pattern("random", 1), _PROOF_BYTES // 2
+        self.fill(block, pattern)
+        self.driver.call("cuMemsetD32Async", block.address + offset, 0, 1, self.stream)
+        wrong = self.check(block, pattern, _MOST)
+        block.free()
+        if wrong.count < _MOST and offset not in (word.offset_bytes for word in wrong.some):  # there may be more
+            raise DeviceError(
+                "A word that was changed is not found, so the card cannot be tested.", code="launch_failed"
+            )
 
     def _has(self, precision: str) -> bool:
         if self._capability < cublaslt.KINDS[precision].capability:
@@ -152,7 +158,7 @@ class CudaDevice:
             raise DeviceError(f"cuBLAS has no product of {precision} for this card.", code="no_precision")
         product = CudaProduct(self, self._blas, plan, size)
         try:
-            product.prepare(_OPERANDS[precision], seed)
+            product.prepare(precision, seed)
         except DeviceError:
             product.free()
             raise
@@ -227,88 +233,6 @@ class CudaDevice:
             self.driver.call("cuDevicePrimaryCtxRelease", number)
 
 
-@attrs.define(eq=False)
-class CudaProduct:
-    """A product, on a stream of its own, so that memory is worked on meanwhile."""
-
-    _device: CudaDevice
-    _blas: CublasLt
-    _plan: Plan
-    _size: int
-    first: str = attrs.field(default="", init=False)
-    _memory: list[int] = attrs.field(factory=list, init=False)  # left, right, first, result, workspace, report
-    _stream: c_void_p = attrs.field(init=False)
-    _events: list[c_void_p] = attrs.field(init=False)
-    _times: int = attrs.field(default=0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        driver = self._device.driver
-        self._stream = driver.handle("cuStreamCreate", cuda.NON_BLOCKING)
-        self._events = [driver.handle("cuEventCreate", cuda.EVENT_BLOCKING_SYNC) for _ in range(2)]
-
-    @property
-    def operations(self) -> int:
-        return 2 * self._size**3
-
-    def prepare(self, operands: tuple[int, int], seed: int) -> None:
-        """Take the memory, make the operands, and multiply for the first time."""
-        kind, count, one_half_and_random = self._plan.kind, self._size**2, map(c_uint, operands)
-        sizes = [count * kind.operand_bytes] * 2 + [count * kind.result_bytes] * 2
-        for size_bytes in (*sizes, WORKSPACE_BYTES, TILES**2 * 3 * WORD_BYTES):
-            self._memory.append(self._device.driver.allocate(size_bytes))
-        left, right, first, _, workspace, report = self._memory
-        one_half, random_bits = one_half_and_random
-        for number, matrix in enumerate((left, right)):
-            values = (c_ulonglong(matrix), c_ulonglong(count), c_ulonglong((seed + number * 2**32) % 2**64))
-            kernel = f"operands{8 * kind.operand_bytes}"
-            self._device.launch(kernel, count, self._stream, *values, one_half, random_bits)
-        self._blas.multiply(self._plan, left, right, first, workspace, self._stream)
-        self._device.driver.call("cuMemsetD32Async", report, 0, 2, self._stream)
-        words = count * kind.result_bytes // 4
-        self._device.launch("digest", words, self._stream, c_ulonglong(first), c_ulonglong(words), c_ulonglong(report))
-        found = c_ulonglong()
-        self._device.read(found, report, self._stream)
-        self.first = f"{found.value:016x}"
-
-    def start(self, times: int) -> None:
-        left, right, first, result, workspace, report = self._memory
-        driver, self._times = self._device.driver, times
-        row_words = self._size * self._plan.kind.result_bytes // 4
-        arguments = (
-            c_ulonglong(first), c_ulonglong(result), c_ulonglong(self._size), c_ulonglong(row_words), c_uint(TILES),
-            c_ulonglong(report),
-        )  # fmt: skip
-        driver.call("cuMemsetD32Async", report, 0, TILES**2 * 3 * 2, self._stream)
-        driver.call("cuEventRecord", self._events[0], self._stream)
-        for _ in range(times):
-            self._blas.multiply(self._plan, left, right, result, workspace, self._stream)
-            self._device.launch("compare", self._size * row_words, self._stream, *arguments)
-        driver.call("cuEventRecord", self._events[1], self._stream)
-
-    def finish(self, most: int) -> Products:
-        self._device.driver.call("cuEventSynchronize", self._events[1])
-        seconds = self._device.driver.elapsed_s(*self._events)
-        report = (c_ulonglong * (TILES**2 * 3))()
-        self._device.read(report, self._memory[5], self._stream)
-        wrong = [tile for tile in range(TILES**2) if report[3 * tile]]
-        some = [self._wrong(tile, *(int(value) for value in report[3 * tile : 3 * tile + 3])) for tile in wrong[:most]]
-        return Products(self._times * self.operations, seconds, len(wrong), some)
-
-    def _wrong(self, tile: int, count: int, index: int, found: int) -> WrongTile:
-        expected = c_uint()
-        self._device.read(expected, self._memory[2] + 4 * index, self._stream)
-        # cuBLAS keeps columns together: what the kernel takes for a row is a column of the matrix.
-        return WrongTile(tile % TILES, tile // TILES, count, int(expected.value), found)
-
-    def free(self) -> None:
-        self._blas.free(self._plan)
-        memory, self._memory = self._memory, []
-        for address in memory:
-            self._device.driver.call("cuMemFree", address)
-        for event in self._events:
-            self._device.driver.call("cuEventDestroy", event)
-
-
 def open_device(uuid: str, peers: Sequence[str] = (), directories: Sequence[str] = ()) -> CudaDevice:
     """The GPU or slice with this UUID, as nvidia-smi -L has it; ``directories`` of Ollama may hold cuBLAS.
 
@@ -326,6 +250,7 @@ def open_device(uuid: str, peers: Sequence[str] = (), directories: Sequence[str]
     driver.call("cuDeviceGetUuid", found, number)
     if uuid.startswith("GPU-") and uuid[4:].replace("-", "").lower() != found.raw.hex():
         raise DeviceError(f"The NVIDIA driver shows another GPU in place of {uuid}.", code="no_device")
+    _stay_near(driver, number)
     version = driver.number("cuDriverGetVersion")
     library = cublaslt.find(directories, version, capability(driver, number))
     driver.call("cuDevicePrimaryCtxSetFlags", number, cuda.BLOCKING_SYNC)
@@ -338,6 +263,25 @@ def capability(driver: Driver, number: int) -> int:
     """The compute capability: 89 is 8.9."""
     major, minor = (driver.number("cuDeviceGetAttribute", part, number) for part in (cuda.MAJOR, cuda.MINOR))
     return 10 * major + minor
+
+
+def _stay_near(driver: Driver, number: int) -> None:
+    """Let this thread run on the cores of the card's own socket, where its pinned memory then lies, too.
+
+    Across sockets copies are slower, so that cards would differ by where the kernel happened to start their processes.
+    """
+    bus = ctypes.create_string_buffer(32)
+    driver.call("cuDeviceGetPCIBusId", bus, 32, number)
+    with contextlib.suppress(OSError, ValueError):
+        text = (_PCI_DEVICES / bus.value.decode("ascii").lower() / "local_cpulist").read_text("ascii")
+        if cores := listed(text) & os.sched_getaffinity(0):
+            os.sched_setaffinity(0, cores)
+
+
+def listed(text: str) -> set[int]:
+    """Numbers in the kernel's form of lists: ``0-3,8``. Raises ValueError for anything else."""
+    parts = (part.partition("-") for part in text.strip().split(",") if part)
+    return {number for first, _, last in parts for number in range(int(first), int(last or first) + 1)}
 
 
 def word_at(pattern: Pattern, index: int) -> int:

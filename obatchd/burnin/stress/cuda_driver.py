@@ -28,6 +28,7 @@ _FUNCTIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "cuDeviceGet": ("", (POINTER(c_int), c_int)),
     "cuDeviceGetName": ("", (c_char_p, c_int, c_int)),
     "cuDeviceGetUuid": ("_v2|", (c_char_p, c_int)),  # the newer one knows slices, and is of CUDA 11.4
+    "cuDeviceGetPCIBusId": ("", (c_char_p, c_int, c_int)),
     "cuDeviceGetAttribute": ("", (POINTER(c_int), c_int, c_int)),
     "cuDevicePrimaryCtxSetFlags": ("_v2", (c_int, c_uint)),
     "cuDevicePrimaryCtxRetain": ("", (_out, c_int)),
@@ -59,9 +60,10 @@ _FUNCTIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
 # CUresult by number; what is not here means that a call failed in another way.
 _CODES = {
     2: "out_of_memory",
-    **dict.fromkeys((3, 34, 100, 101, 102, 802, 803, 804, 805, 807, 808, 809), "no_device"),
+    # 46: another process has the card for itself (compute mode), which is no fault of it.
+    **dict.fromkeys((3, 34, 46, 100, 101, 102, 802, 803, 804, 805, 807, 808, 809), "no_device"),
     214: "bad_memory",
-    **dict.fromkeys((46, 220, 226, 719, 999), "device_lost"),
+    **dict.fromkeys((220, 226, 999), "device_lost"),
 }
 
 

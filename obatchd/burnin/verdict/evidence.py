@@ -25,6 +25,7 @@ from obatchd.burnin.verdict import loads as beside
 from obatchd.burnin.verdict.loads import Phased, put_beside
 from obatchd.documents.burnin import BurninWork, CounterChange, PhaseResult, Plan, Stress, StressLoads
 
+_UNEVEN = (("memory",), ("dcgm",), ("gpu-burn",))  # phases in which a GPU that is well is idle now and then
 _WINDOW_S = 3600.0  # of load that speeds are compared over
 
 
@@ -177,8 +178,8 @@ def _stress(of_run: list[Sample], samples: list[Sample], phased: list[Phased]) -
     limits = [s.power_limit_w for s in loaded if s.power_limit_w]
     filled = [(s.memory_used_bytes, s.memory_total_bytes) for s in loaded if s.memory_used_bytes is not None]
     used, total = max(filled, key=lambda pair: pair[0], default=(None, None))
-    # Patterns in memory are left alone for some seconds now and then, which is a part of the test.
-    busy = [each.sample for each in phased if each.loads != ("memory",)] or loaded
+    # Patterns in memory are left alone for some seconds now and then, and programs of others do what they want.
+    busy = [each.sample for each in phased if each.loads not in _UNEVEN] or loaded
     return Stress(
         loaded_s=sum(s.under_load_s for s in loaded),
         canary_s=sum(s.canary_s for s in loaded),

@@ -135,8 +135,9 @@ def put_beside(one: StressLoads, others: Sequence[StressLoads]) -> None:
 
 
 def _percent(value: float | None, others: Sequence[float | None]) -> float | None:
+    """Of an even number of others the lower one in the middle: nobody is slow because one of two is fast."""
     known = [speed for speed in others if speed]
-    return round(100 * value / statistics.median(known), 1) if value and known else None
+    return round(100 * value / statistics.median_low(known), 1) if value and known else None
 
 
 def _speed_of(loads: StressLoads, precision: str) -> float | None:

@@ -95,13 +95,14 @@ def of_ends(evidence: Evidence) -> Iterator[Reason]:
             yield Reason("inconclusive", f"stress_{ended.code}", words, _ENDED.get(ended.code, _HUNG), ended.at_s)
     for outside in evidence.loads.outside:
         signal = outside.program.replace("-", "_")
-        if outside.outcome == "failed":
-            yield Reason("fail", f"{signal}_failed", f"{outside.program} failed it: {outside.text}", DIAGNOSE)
-        elif outside.outcome == "nothing":
-            text = f"{outside.program} tested nothing that counts: {outside.text}"
-            yield Reason(
-                "inconclusive", f"{signal}_nothing", text, f"Run {outside.program} by hand and read its output."
-            )
+        text, by_hand = f"{outside.program} {outside.text}", f"Run {outside.program} by hand and read its output."
+        match outside.outcome:
+            case "wrong_results" | "failed":
+                yield Reason("fail", f"{signal}_failed", text, DIAGNOSE)
+            case "not_done":
+                yield Reason("inconclusive", f"{signal}_not_done", text, by_hand)
+            case "partly":
+                yield Reason("note", f"{signal}_partly", text)
 
 
 class _Slow(NamedTuple):

@@ -16,7 +16,7 @@ import msgspec
 from obatchd.burnin.journal.records import Consequence, Event
 from obatchd.burnin.verdict import stressed
 from obatchd.burnin.verdict.evidence import Evidence
-from obatchd.burnin.verdict.reasons import COMPARE, CORRUPTION, DIAGNOSE, LOW_STRESS, RETEST, Reason
+from obatchd.burnin.verdict.reasons import COMPARE, CORRUPTION, DIAGNOSE, LOW_STRESS, RETEST, WRONG, Reason
 from obatchd.words import counted, three_digits
 
 COLLECT = "Make the file for the vendor: `obatchctl burnin bundle {gpu}`."
@@ -96,7 +96,8 @@ def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]
     if not any(reason.consequence == "inconclusive" for reason in reasons):
         reasons += _of_stress(evidence)
         reasons += stressed.of_coverage(evidence)
-    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.at_s or 0.0))
+    # Wrong results say more than slow ones.
+    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.signal not in WRONG, reason.at_s or 0.0))
     found = {reason.consequence for reason in reasons}
     if "fail" in found:
         result = Result.FAIL
@@ -193,7 +194,7 @@ def _of_work(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("inconclusive", "not_prepared", ready.problem, _SOFTWARE)
     elif modelled and not work.tokens:
         yield Reason("inconclusive", "no_work", "no token was answered: nothing was tested", _SOFTWARE)
-    elif share < least:
+    elif share < least and not evidence.ended:  # else its loads ended before their time, which says more
         text = f"under load for {share:.0f} % of the time asked for (at least {least:g} % is needed)"
         yield Reason("inconclusive", "short_load", text, RETEST)
     if work.failed:
