@@ -374,8 +374,8 @@ LOADED: list[tuple[int, str, Card, list[Record], str, str, str]] = [
      "stress_died", "dmesg"),
     (109, "eats memory", stressed(ended=(900.0, "memory_limit", "5 GiB")), [], "INCONCLUSIVE", "stress_memory_limit",
      "stress_memory_mib"),
-    (110, "gpu-burn failed", Card(), outside("failed", "FAULTY, 12 errors"), "FAIL", "gpu_burn_failed", "dcgmi diag"),
-    (110, "OK after no work", Card(), outside("nothing", "no work"), "INCONCLUSIVE", "gpu_burn_nothing", "by hand"),
+    (110, "gpu-burn failed", Card(), outside("wrong_results", "12 errors"), "FAIL", "gpu_burn_failed", "dcgmi diag"),
+    (110, "OK after no work", Card(), outside("not_done", "no work"), "INCONCLUSIVE", "gpu_burn_not_done", "by hand"),
     (110, "passed", Card(), outside("passed", ""), "PASS", "", "None."),
 ]  # fmt: skip
 RUNS += LOADED
