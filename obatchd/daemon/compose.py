@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,11 @@ def head(
     policy.monitor.listen(QuarantinesByRules(work.audit))
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
-    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
+    stand_ins, ollama = layout.work.absolute() / "simulator", shutil.which(settings.value.servers.ollama)
+    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
+    tested = BurninHost(
+        here.fleet, policy, here.models, engine.dispatcher, settings, alarms, stand_ins, libraries
+    )  # fmt: skip
     runs = Burnin(layout.work / "burnin", tested)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterable
 
 import attrs
@@ -114,13 +115,18 @@ def _foreign(processes: Iterable[GpuProcess], instance: str) -> list[GpuProcess]
         try:
             owner = psutil.Process(process.pid)
             # A zombie holds nothing any more: an orphan that was swept a moment ago.
-            if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
+            if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance) and not _is_child(owner):
                 found.append(process)
         except psutil.AccessDenied:  # of another user, where /proc is mounted with hidepid=1
             found.append(process)
         except psutil.NoSuchProcess:
             pass
     return found
+
+
+def _is_child(process: psutil.Process) -> bool:
+    """Whether this daemon started it, by the forkserver: a burn-in loads GPUs with such."""
+    return any(parent.pid == os.getpid() for parent in process.parents())
 
 
 def process_words(processes: Iterable[GpuProcess]) -> str:

@@ -39,6 +39,7 @@ class Plot(NamedTuple):
     floor: float | None = 0.0  # lowest end of the scale; None: the lowest value
     least_top: float = 1.0
     smooth: bool = False
+    optional: bool = False  # left out where no GPU has it
 
 
 PLOTS = (
@@ -48,6 +49,9 @@ PLOTS = (
     Plot("clock_mhz", "SM clock", "MHz"),
     Plot("tokens_per_s", "Answered tokens per second", "", smooth=True),
     Plot("memory_used_bytes", "Memory in use", "GiB", factor=1 / 2**30),
+    Plot("operations_per_s", "Matrix products", "TFLOP/s", factor=1e-12, smooth=True, optional=True),
+    Plot("checked_bytes_per_s", "Memory read back", "GB/s", factor=1e-9, smooth=True, optional=True),
+    Plot("covered_bytes", "Memory covered in the phase", "GiB", factor=1 / 2**30, optional=True),
     Plot("errors_uncorrected", "Uncorrectable errors since the start", "", least_top=4),
     Plot("errors_corrected", "Corrected errors and replays since the start", "", least_top=4),
 )
@@ -140,6 +144,11 @@ def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
     )
 
 
+def shown_plots(axes: Axes) -> list[Plot]:
+    """Those for the page of a GPU."""
+    return [plot for plot in PLOTS if not plot.optional or any(axes.has(plot, gpu) for gpu in axes.report.gpus)]
+
+
 def line_style(number: int) -> str:
     """The style of the line of GPU ``number``, no other's: eight colours, then the same with ever longer dashes."""
     dashes = number // len(_COLOURS)
@@ -208,6 +217,9 @@ def _grid(axes: Axes, plot: Plot) -> str:
         parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
         if x < _WIDTH - 14:
             parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{label}</text>')
+    for begun in axes.report.phases[1:]:
+        x = axes.x(epoch_s(begun.at))
+        parts.append(f'<path class="phase" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
     return "".join(parts)
 
 
