@@ -139,7 +139,7 @@ class BurninHost:
         found = next(each for gpus in self.gpus_of.values() for each in gpus if each.uuid == gpu)
         opening: OpenDevice = partial(cuda.open_device, gpu, tuple(peers), tuple(self._libraries))
         if _is_stand_in(found):
-            opening = partial(stand_ins.open_device, self._simulator, found.index)
+            opening = partial(stand_ins.open_device, self._simulator, found.index, tuple(peers))
         limit_bytes = self._settings.value.burnin.stress_memory_mib * 2**20
         name = f"burnin-{'links' if peers else 'stress'}-{found.index}"
         return StressProcess(name, opening, limit_bytes, owner, grace_s=_GRACE_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,10 +35,15 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_STEP_S", 0.01)
 
 
-def frames(directory: Path, until: Callable[[list[FromProcess]], bool], begin: Begin = BEGIN) -> list[FromProcess]:
+def frames(
+    directory: Path,
+    until: Callable[[list[FromProcess]], bool],
+    begin: Begin = BEGIN,
+    peers: Sequence[str] = (),
+) -> list[FromProcess]:
     """What the loads on stand-in GPU 0 tell, until there is enough."""
     told: list[FromProcess] = []
-    stress = Stress(open_device(directory, 0), Teller(told.append))
+    stress = Stress(open_device(directory, 0, peers), Teller(told.append))
     stress.begin(begin)
     for _ in range(20_000):
         assert stress.step()
@@ -124,15 +129,17 @@ def test_a_stuck_bit_is_found_with_its_address(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("peer", [None, 1])
 def test_a_slow_link_is_slow(tmp_path: Path, peer: int | None) -> None:
-    for index in (1, 2):
-        write(server_file(tmp_path, simulated_uuid(index)), Load(1, 1, 0, 0, Averages(), 0.0))
     write_script(tmp_path, {"0": [GpuEvent("slow_link", peer=peer, factor=2)]})
-    links = of(Bandwidth, frames(tmp_path, worked))
+    uuids = [simulated_uuid(index) for index in range(3)]
+    links = of(Bandwidth, frames(tmp_path, worked, peers=uuids[1:]))
     to_host = [link.bytes_per_s for link in links if link.kind == "to_host"]
     to_peers = {link.peer: link.bytes_per_s for link in links if link.kind == "to_peer"}
     assert to_host[0] == pytest.approx(12.5e9 if peer is None else 25e9, rel=0.02)
-    assert to_peers[simulated_uuid(1)] == pytest.approx(300e9 if peer is None else 150e9, rel=0.02)
-    assert to_peers[simulated_uuid(2)] == pytest.approx(300e9, rel=0.02)
+    assert to_peers[uuids[1]] == pytest.approx(300e9 if peer is None else 150e9, rel=0.02)
+    assert to_peers[uuids[2]] == pytest.approx(300e9, rel=0.02)
+    other = open_device(tmp_path, 1, [uuids[0]])
+    back = other.copy_bytes_per_s("to_peer", 1, uuids[0])
+    assert back == pytest.approx(300e9 if peer is None else 150e9, rel=0.02)
 
 
 async def gone(directory: Path, memory_bytes: int) -> Gone:

@@ -8,6 +8,7 @@ stand-ins on a busy host are not slower than one another. Faults come from the t
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import signal
@@ -43,6 +44,7 @@ _STEP_S = 0.25
 _LATEST_S = 1.0  # a card's clock falls no further behind
 _EATEN_BYTES = 16 * 1024**2  # at each call
 _HANG_S = 3600.0
+_MOST_GPUS = 1000
 
 
 @attrs.define(eq=False)
@@ -97,10 +99,11 @@ class SimulatedProduct:
     """A small product that stands for large ones."""
 
     _small: DeviceProduct
-    _seconds: float  # of one product
+    _seconds: float  # of one product, at full speed
     _device: SimulatedDevice
     _size_bytes: int
     _times: int = attrs.field(default=0, init=False)
+    _taken_s: float = attrs.field(default=0.0, init=False)
 
     @property
     def operations(self) -> int:
@@ -112,15 +115,17 @@ class SimulatedProduct:
 
     def start(self, times: int) -> None:
         self._device.strike()
+        taken_s = times * self._seconds / self._device.pace
         self._times += times
-        self._device.compute.start(times * self._seconds)
+        self._taken_s += taken_s
+        self._device.compute.start(taken_s)
 
     def finish(self, most: int) -> Products:
-        times, self._times = self._times, 0
+        times, taken_s, self._times, self._taken_s = self._times, self._taken_s, 0, 0.0
         self._small.start(1 if times else 0)
         done = self._small.finish(most)
         self._device.compute.wait()
-        return Products(times * _OPERATIONS, times * self._seconds, done.wrong_tiles, done.some)
+        return Products(times * _OPERATIONS, taken_s, done.wrong_tiles, done.some)
 
     def free(self) -> None:
         self._small.free()
@@ -131,7 +136,8 @@ class SimulatedProduct:
 class SimulatedDevice:
     """Stand-in GPU ``index``; ``directory`` has its timeline and its load."""
 
-    def __init__(self, directory: Path, index: int) -> None:
+    def __init__(self, directory: Path, index: int, peers: Sequence[str] = ()) -> None:
+        self._peers = peers
         self._directory, self._index, self._uuid = directory, index, simulated_uuid(index)
         self._timeline = Timeline(directory, {})
         self._reporter = StressReporter(directory, self._uuid)
@@ -145,6 +151,11 @@ class SimulatedDevice:
 
     def _active(self, kind: EventKind) -> list[GpuEvent]:
         return self._timeline.active(self._index, kind)
+
+    @property
+    def pace(self) -> float:
+        """The share of its speed that is left to it now."""
+        return pace(self._timeline, self._index)
 
     @property
     def facts(self) -> Facts:
@@ -206,7 +217,7 @@ class SimulatedDevice:
 
     def _access(self, size_bytes: int) -> None:
         self.strike()
-        self.memory.start(size_bytes / _MEMORY_BYTES_PER_S / pace(self._timeline, self._index))
+        self.memory.start(size_bytes / _MEMORY_BYTES_PER_S / self.pace)
         self.memory.wait()
 
     def _stick(self, block: SimulatedBlock) -> None:
@@ -224,24 +235,24 @@ class SimulatedDevice:
         size_bytes = self.product_bytes(size, precision)
         self.products += 1
         self.hold(size_bytes)
-        speed = _OPERATIONS_PER_S[precision] * pace(self._timeline, self._index) * self._about_one()
+        speed = _OPERATIONS_PER_S[precision] * self._about_one()
         return SimulatedProduct(self._cpu.product(TILES, precision, seed), _OPERATIONS / speed, self, size_bytes)
 
     def copy_bytes_per_s(self, kind: LinkKind, size_bytes: int, peer: str = "") -> float:
+        """A link to a peer is slow for both of its ends."""
         self.strike()
         speed = _LINKS[kind] * self._about_one()
-        for event in self._active("slow_link"):
-            if peer == ("" if event.peer is None else simulated_uuid(event.peer)):
-                speed /= event.factor
-        return speed
+        other = next((index for index in range(_MOST_GPUS) if simulated_uuid(index) == peer), None)
+        slow = [event for event in self._active("slow_link") if event.peer == other]
+        if other is not None:
+            slow += [event for event in self._timeline.active(other, "slow_link") if event.peer == self._index]
+        return speed / math.prod(event.factor for event in slow)
 
     def _about_one(self) -> float:
         return self._random.gauss(1.0, _NOISE)
 
     def peers(self) -> Sequence[str]:
-        """The other stand-ins that have a server."""
-        found = (path.name.removesuffix(".json") for path in self._directory.glob("GPU-*.json"))
-        return sorted(uuid for uuid in found if uuid != self._uuid and not uuid.endswith(".stress"))
+        return self._peers
 
     def close(self) -> None:
         self._held_bytes = self.products = 0
