@@ -271,8 +271,8 @@ class Keeper(Generic[Message]):
     _work: Work  # it returns, or raises ConnectionError, when its end of the socket closes; pickled
     _decoder: Decoder[Message]  # of the child's messages
     _parent: Parent[Message]
-    # A child that says nothing for so long is killed; None: it may be silent.
-    _silent_s: float | None = attrs.field(default=None, kw_only=True)
+    # A child that says nothing for so long is killed; None: it may be silent. A change holds from the next message on.
+    silent_s: float | None = attrs.field(default=None, kw_only=True)
     _exit_s: float = attrs.field(default=_EXIT_S, kw_only=True)  # how long its end is waited for; 0: not at all
     # Set when the first process runs, or could not be started.
     tried: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -311,7 +311,7 @@ class Keeper(Generic[Message]):
             pass
         except TimeoutError:
             child.kill()
-            reason = f"said nothing for {self._silent_s:g} s"
+            reason = f"said nothing for {self.silent_s:g} s"
         except Exception as error:  # noqa: BLE001 - no message of a child must end the daemon
             _log.exception("child_failed", child=self.name)
             reason = f"is ended after a defect ({type(error).__name__})"
@@ -320,11 +320,11 @@ class Keeper(Generic[Message]):
         return reason or words
 
     async def _next(self, channel: Channel[Message]) -> Message:
-        if self._silent_s is None:
+        if self.silent_s is None:
             return await channel.receive()
         for _ in range(_LOOKS):  # looks and not seconds, because this loop itself may have stood still
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._silent_s / _LOOKS):
+                async with asyncio.timeout(self.silent_s / _LOOKS):
                     return await channel.receive()
         raise TimeoutError
 

@@ -36,6 +36,7 @@ class Card:
     trouble: Trouble | None = None  # said in place of work
     wrong: Wrong | None = None
     free_bytes: int = 70 * GIB
+    memory_percent: float = 0.0  # that it was told to take
     link_bytes_per_s: float = 50e9
     begun: list[tuple[Load, ...]] = field(default_factory=list)  # the commands it got
     processes: list[MemoryStress] = field(default_factory=list)
@@ -62,7 +63,8 @@ class MemoryStress:
             return False
         self._rest()
         match message:
-            case Begin(loads):
+            case Begin(loads, memory_percent):
+                self._card.memory_percent = memory_percent or self._card.memory_percent
                 self._card.begun.append(tuple(loads))
                 self._loads = list(loads)
                 self._working = asyncio.create_task(self._work())

@@ -450,9 +450,8 @@ def test_the_reports_own_verdicts_count_in_a_comparison(verdict: str, exit_code:
     assert (document.verdict, document.exit_code) == (verdict, exit_code)
     run, page = document.groups[0].gpus[0].run, comparison(document)
     assert (f"The reports themselves say: two {run} GPU 1: {verdict}." in document.meaning) == (verdict != "PASS")
-    assert [line.split()[3] for line in page.splitlines() if line.startswith(("one ", "two "))] == [
-        "PASS", "PASS", "PASS", verdict,
-    ]  # fmt: skip
+    rows = [line for line in page.splitlines() if line.startswith(("one ", "two "))][:4]
+    assert [line.split()[3] for line in rows] == ["PASS", "PASS", "PASS", verdict]
 
 
 def test_a_failed_gpu_without_a_speed_fails_the_comparison_too() -> None:
@@ -479,7 +478,7 @@ def test_a_comparison_has_tokens_per_joule_where_reports_tell_them() -> None:
     for group in compared.groups:
         for row in group.gpus:
             row.hostname = "vm"
-    [heads, *rows] = comparison(compared).splitlines()[3:]
+    [heads, *rows] = comparison(compared).splitlines()[3:7]
     assert {row[heads.index("RUN") :].split()[0] for row in rows} == {row.run for row in group.gpus}
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from burnin_support import HOUR_S, START_S, Card, Stressed, begin, make_plan, simulate, uuid
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, OutsideEnded, Record, WrongResult
-from obatchd.burnin.report import report
+from obatchd.burnin.report import bundle, reading, report
+from obatchd.burnin.report.compare import compare
+from obatchd.burnin.report.html import render
+from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.plan import Asked
-from obatchd.documents.burnin import BurninGpuPages, Phase
+from obatchd.documents.burnin import BurninGpuPages, BurninReport, Phase
 from obatchd.errors import ConfigError
 from obatchd.settings.settings import Settings
 
@@ -246,3 +251,78 @@ def test_a_run_in_progress_is_not_blamed_for_what_is_to_come() -> None:
     records = simulate([Card(), Card()], 0.2, plan=make_plan(2, 0.6))[:-1]
     assert {gpu.verdict for gpu in report.build(records).gpus} == {"PASS"}
     assert report.build(begin(make_plan(1, 1.0), [Card()])[:1]).verdict == "INCONCLUSIVE"
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+
+def named(name: str, document: BurninReport) -> BurninReport:
+    document.host = msgspec.structs.replace(document.host, hostname=name)
+    return document
+
+
+def without_stress(document: BurninReport) -> BurninReport:
+    """As an earlier version wrote it."""
+    old = msgspec.to_builtins(document)
+    for field in ("phases",):
+        del old[field]
+        del old["plan"][field]
+    for gpu in old["gpus"]:
+        del gpu["stress_loads"], gpu["phases"]
+        for column in ("operations_per_s", "checked_bytes_per_s", "covered_bytes"):
+            del gpu["series"][column]
+    return reading.typed(old, BurninReport)
+
+
+def test_a_report_with_these_figures_compares_with_one_without_them() -> None:
+    cards = [Card(), Card(stressed=Stressed(memory=0.85)), Card()]
+    new, old = report.build(simulate(cards, 0.4)), without_stress(report.build(simulate([Card(), Card()], 0.4)))
+    assert "matrix products" not in summary(old) and max(map(len, summary(old).splitlines())) <= 80
+    render(old)
+    compared = compare([named("new", new), named("old", old)])
+    [group] = compared.groups
+    judged, slow = {row.judgement for row in group.gpus if row.index != 1}, group.gpus[1].judgement
+    assert judged == {"as the others"} and re.match(r"FAIL: 1[45]\.\d % slower \(memory\)$", slow)
+    assert group.gpus[3].operations_per_s == {} and group.gpus[3].covered_bytes is None
+    assert group.gpus[0].link_bytes_per_s.keys() == {"to_host", "from_host", "to_peer"}
+    shown = comparison(compared)
+    assert "TFLOP/S" in shown and "75.8 GiB" in shown
+
+
+def test_a_host_that_is_slow_as_a_whole_in_one_thing_is_told() -> None:
+    fast, slow = (
+        report.build(simulate([Card(stressed=Stressed(link=link)) for _ in range(2)], 0.4)) for link in (1.0, 0.5)
+    )
+    assert {gpu.verdict for gpu in slow.gpus} == {"PASS"}
+    [group] = compare([named("fast", fast), named("slow", slow)]).groups
+    assert group.hosts_fail and "slow 20261124-180000 as a whole is" in group.hosts[0]
+    assert "link" in group.hosts[0]
+
+
+def test_runs_without_a_model_compare_by_products() -> None:
+    plan = make_plan(2, 0.4, load=["compute", "memory"])
+    documents = [report.build(simulate([Card(), Card()], 0.4, plan=plan)) for _ in range(2)]
+    compared = compare([named("one", documents[0]), named("two", documents[1])])
+    assert compared.verdict == "PASS" and compared.groups[0].tokens_per_s is None
+    assert "no model" in comparison(compared)
+
+
+def test_terminal_page_and_vendors_file_show_what_was_found() -> None:
+    document = report.build(simulate([Card(stressed=Stressed(wrong=[(900, WORD)])), Card()], 0.4))
+    lines = summary(document).splitlines()
+    assert max(map(len, lines)) <= 80
+    [row] = [line for line in lines if "75.8 GiB 96 %" in line and line.startswith("0")]
+    assert row.split()[-1] == "1"
+    page = render(document)
+    for text in (
+        "Matrix products (TFLOP/s)", "Memory covered in the phase (GiB)", "75.8 GiB (96 % of what was free)",
+        "address 0x7f0000000040, bit 5", "model + compute + memory", "To the host", "<h3>By load</h3>",
+    ):  # fmt: skip
+        assert text in page, text
+    readme = bundle.readme(document, document.gpus[0], [])
+    assert "address 0x7f0000000040, bit 5" in readme and "--load model,compute,memory" in readme
+
+
+def test_a_card_of_an_earlier_run_has_no_tables_for_these_loads() -> None:
+    page = render(without_stress(report.build(simulate([Card()], 0.4))))
+    assert "Matrix products" not in page and "By load" not in page

@@ -210,6 +210,14 @@ def test_as_much_is_taken_as_there_is() -> None:
     assert rig.device.free_bytes() == 5000 - 4096
 
 
+@given(wanted_bytes=st.integers(1, 6 * BLOCK_BYTES))
+def test_no_less_is_taken_than_wanted(wanted_bytes: int) -> None:
+    rig = Rig()
+    memory = rig.memory(wanted_bytes)
+    one_pass(memory)
+    assert wanted_bytes <= memory.meter.covered_bytes < wanted_bytes + 4096
+
+
 def test_no_memory_at_all_is_trouble() -> None:
     rig = Rig(total_bytes=1000)
     with pytest.raises(DeviceError) as caught:
@@ -336,6 +344,25 @@ def test_the_first_result_of_a_later_turn_is_compared_with_that_of_the_first_tur
         compute.finish()
     (wrong,) = rig.told(Wrong)
     assert wrong.place == "first result of a turn, FP32"
+
+
+def test_the_digest_that_is_told_is_the_same_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obatchd.burnin.stress.compute._SIZE_OF_FIRST", TILES)
+    told = []
+    for size in (TILES, 2 * TILES, 4 * TILES):
+        rig = Rig(total_bytes=2**24)
+        rig.device._product_size = 4 * TILES
+        compute = rig.compute("FP16", size=size)
+        compute.start()
+        compute.finish()
+        told.append(compute.meter.first)
+        compute.free()
+        assert rig.device.free_bytes() == 2**24
+    assert len(set(told)) == 1 and told[0]
+    monkeypatch.setattr("obatchd.burnin.stress.compute._SIZE_OF_FIRST", 2 * TILES)
+    compute = rig.compute("FP16", size=TILES)
+    compute.start()
+    assert compute.meter.first == ""  # nothing that could be compared
 
 
 def test_products_fit_beside_memory_that_is_tested() -> None:

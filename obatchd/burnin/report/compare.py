@@ -19,6 +19,8 @@ _NAMES = {
     "from_host": "link from the host",
     "to_peer": "link to a GPU",
 }
+_CARE_OF_HOST = "air flow, power supply and power limits"
+_LINKS_OF_HOST = "slots, risers and settings of the BIOS"
 _Kind = tuple[str, str, str, int | None, int | None]  # GPU, model, its digest, context, slots
 
 
@@ -165,7 +167,7 @@ def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]
                 found[place] = slower, "" if name == "tokens" else f" in {_NAMES.get(name, name)}"
     words = [
         f"{reports[place][0].hostname} {reports[place][0].run} as a whole is {slower:.1f} % slower than the "
-        f"fastest{what}: look at its air flow, power supply and power limits"
+        f"fastest{what}: look at its {_LINKS_OF_HOST if 'link' in what else _CARE_OF_HOST}"
         for place, (slower, what) in sorted(found.items())
     ]
     return words, any(slower > limits.slower_fail_percent for slower, _ in found.values())

@@ -20,7 +20,9 @@ def summary(report: BurninHead | BurninReport) -> str:
     lines = [
         f"Burn-in {report.run} on {host.hostname}: {report.verdict} ({report.state})",
         *textwrap.wrap(report.meaning, _WIDTH),
-        f"{plan.profile}, {duration(report.elapsed_s)} of {duration(report.asked_s)} with {load}",
+        *textwrap.wrap(
+            f"{plan.profile}, {duration(report.elapsed_s)} of {duration(report.asked_s)} with {load}", _WIDTH
+        ),
         *(
             line
             for gap in report.gaps

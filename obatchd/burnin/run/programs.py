@@ -1,6 +1,7 @@
 """Programs of other people as loads: gpu-burn on one GPU, DCGM's diagnostics on all of them at once.
 
-They run as long as they run: a phase of theirs is over when its time is over and they have ended once. What is to be
+They run as long as they run, one time after the other: a phase of theirs is over when its time is over and the
+latest has ended. What is to be
 believed of their output: :mod:`obatchd.burnin.stress.outside`.
 """
 
@@ -74,14 +75,17 @@ class ProgramLoad:
         self._running: asyncio.Future[Mapping[str, Outcome]] | None = None
         self._done = asyncio.Event()
         self._done.set()
+        self._resting = False
 
     async def begin(self, loads: Sequence[str]) -> None:
         self._counted_s = time.monotonic()
+        self._resting = False
         self._done.clear()
         self._tasks.start(self._test(), f"burnin-{self._tester.name}-{self._gpus[0]}")
 
     async def rest(self) -> None:
         """Returns when the program has ended: broken off it would have tested nothing."""
+        self._resting = True
         await self._done.wait()
 
     async def close(self) -> None:
@@ -106,6 +110,16 @@ class ProgramLoad:
             await asyncio.wait([self._running])
 
     async def _test(self) -> None:
+        """Again and again while there is time, unless it tests nothing."""
+        while not self._done.is_set():
+            outcomes = await self._once()
+            if self._done.is_set():  # broken off
+                return
+            self._tell(outcomes)
+            if self._resting or all(outcome.code == "not_done" for outcome in outcomes.values()):
+                self._done.set()
+
+    async def _once(self) -> Mapping[str, Outcome]:
         part = sum(phase.part for phase in self._plan.phases if self._tester.name in phase.loads)
         work = self._tester.test(self._gpus, self._plan.duration_s * part)
         running = self._running = asyncio.ensure_future(work)
@@ -114,9 +128,7 @@ class ProgramLoad:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-        if not self._done.is_set():
-            self._tell(running.result())
-            self._done.set()
+        return {} if running.cancelled() else running.result()
 
     def _tell(self, outcomes: Mapping[str, Outcome]) -> None:
         for gpu, outcome in outcomes.items():

@@ -11,6 +11,7 @@ from obatchd.burnin.stress.telling import Meter, Teller
 
 TURN_S = 10.0  # of one precision
 _MOST_TIMES = 100_000
+_SIZE_OF_FIRST = 2048  # of the product whose digest is told: the size of others depends on the memory that is free
 _TOLD_TILES = 16  # of one step
 
 
@@ -73,12 +74,22 @@ class Compute:
         self._turn = (self._turn + 1) % len(self._precisions)
         precision = self._precisions[self._turn]
         self._product = self._device.product(self._size, precision, self._seed)
-        self._times, self.meter.precision, self.meter.first = 1, precision, self._product.first
+        self._times, self.meter.precision, self.meter.first = 1, precision, self._first(precision)
         before = self._firsts.setdefault(precision, self._product.first)
         if before != self._product.first:  # the same products, with operands made anew
             self.meter.wrong += 1
             place = f"first result of a turn, {precision}"
             self._teller.wrong("compute", place, "differs from the first turn", before, self._product.first)
+
+    def _first(self, precision: str) -> str:
+        """The digest of a product that is the same on all cards of one kind; empty where there is no room for it."""
+        assert self._product is not None
+        size = min(_SIZE_OF_FIRST, self._device.facts.product_size)
+        if self._size <= size:
+            return self._product.first if self._size == size else ""
+        product = self._device.product(size, precision, self._seed)
+        product.free()
+        return product.first
 
     def _tell(self, tile: WrongTile) -> None:
         precision = self.meter.precision

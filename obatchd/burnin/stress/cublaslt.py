@@ -198,7 +198,7 @@ def find(directories: Sequence[str], driver_version: int, capability: int) -> st
 
 
 def candidates(directories: Sequence[str]) -> Iterator[Path]:
-    """Where the library may be: given directories, wheels, Ollama's own folder, CUDA toolkits."""
+    """Where the library may be: given directories, Ollama's own folder, wheels, CUDA toolkits, the system."""
     ollama = shutil.which("ollama")
     homes = [Path(ollama).resolve().parent.parent / "lib" / "ollama"] if ollama else []
     homes += [Path("/usr/local/lib/ollama"), Path("/usr/lib/ollama")]
@@ -207,5 +207,6 @@ def candidates(directories: Sequence[str]) -> Iterator[Path]:
         yield from sorted(directory.glob("*/libcublasLt.so.*"))
     for entry in sys.path:
         yield from sorted(Path(entry).glob("nvidia/*/lib/libcublasLt.so.*"))
-    for toolkit in sorted(Path("/usr/local").glob("cuda*")):
-        yield from sorted(toolkit.glob("lib64/libcublasLt.so.*"))
+    toolkits = [toolkit / "lib64" for toolkit in sorted(Path("/usr/local").glob("cuda*"))]
+    for directory in (*toolkits, Path("/usr/lib64"), *sorted(Path("/usr/lib").glob("*-linux-gnu"))):
+        yield from sorted(directory.glob("libcublasLt.so.*"))

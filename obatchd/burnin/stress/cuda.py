@@ -75,6 +75,7 @@ class CudaDevice:
     stream: c_void_p = attrs.field(init=False)
     _report: int = attrs.field(init=False)
     _facts: Facts | None = attrs.field(default=None, init=False)
+    _others: dict[int, c_void_p] = attrs.field(factory=dict, init=False)  # contexts of peers, by number
 
     def __attrs_post_init__(self) -> None:
         driver = self.driver
@@ -187,6 +188,8 @@ class CudaDevice:
         ]
 
     def close(self) -> None:
+        for number in self._others:
+            self.driver.call("cuDevicePrimaryCtxRelease", number)
         self.driver.call("cuDevicePrimaryCtxRelease", self._number)
 
     # For blocks and products.
@@ -216,21 +219,21 @@ class CudaDevice:
         return max(seconds, 1e-9)
 
     def _to_peer_s(self, here: int, size_bytes: int, number: int) -> float:
-        """With the memory of the other GPU in its own context, which lives only as long as it is measured."""
-        other = self.driver.handle("cuDevicePrimaryCtxRetain", number)
+        """To memory of the other GPU, in its own context, which takes a second to make and lasts to the end."""
+        if (other := self._others.get(number)) is None:
+            other = self._others[number] = self.driver.handle("cuDevicePrimaryCtxRetain", number)
+            self.driver.call("cuCtxEnablePeerAccess", other, 0)
+        self.driver.call("cuCtxSetCurrent", other)
         try:
-            self.driver.call("cuCtxSetCurrent", other)
             there = self.driver.allocate(size_bytes)
-            self.driver.call("cuCtxSetCurrent", self._context)
             try:
-                self.driver.call("cuCtxEnablePeerAccess", other, 0)
+                self.driver.call("cuCtxSetCurrent", self._context)
                 return self._timed_s("cuMemcpyPeerAsync", there, other, here, self._context, size_bytes)
             finally:
                 self.driver.call("cuCtxSetCurrent", other)
                 self.driver.call("cuMemFree", there)
         finally:
             self.driver.call("cuCtxSetCurrent", self._context)
-            self.driver.call("cuDevicePrimaryCtxRelease", number)
 
 
 def open_device(uuid: str, peers: Sequence[str] = (), directories: Sequence[str] = ()) -> CudaDevice:

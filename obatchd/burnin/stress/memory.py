@@ -52,12 +52,14 @@ class Memory:
         """Take the memory; as much as there is. Raises DeviceError ``out_of_memory`` where nothing can be had."""
         block_bytes = self._device.facts.block_bytes
         left_bytes = self._wanted_bytes
-        while (size_bytes := min(block_bytes, left_bytes) // _ALIGNED_BYTES * _ALIGNED_BYTES) > 0:
+        while (size_bytes := -(-min(block_bytes, left_bytes) // _ALIGNED_BYTES) * _ALIGNED_BYTES) > 0:
             try:
                 self._blocks.append(self._device.allocate(size_bytes))
             except DeviceError as error:
-                if error.code != "out_of_memory" or (size_bytes <= _ALIGNED_BYTES and not self._blocks):
+                if error.code != "out_of_memory":
                     raise
+                if size_bytes <= _ALIGNED_BYTES:
+                    break
                 block_bytes = size_bytes // 2  # what is free may lie in pieces
                 continue
             left_bytes -= size_bytes

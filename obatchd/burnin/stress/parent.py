@@ -15,11 +15,12 @@ import attrs
 
 from obatchd.burnin.stress import process
 from obatchd.burnin.stress.device import OpenDevice
-from obatchd.burnin.stress.protocol import SILENT_S, Beat, FromProcess, Leave, ToProcess, from_process
+from obatchd.burnin.stress.protocol import SILENT_S, Beat, FromProcess, Leave, Opened, ToProcess, from_process
 from obatchd.child import Child, End, Keeper
 from obatchd.tasks import TaskSet, set_within
 from obatchd.words import binary_size
 
+_OPENING_S = 120.0  # without persistence mode the driver wakes the cards first, and it loads a library of 750 MB
 _LOOK_S = 0.25  # at its memory
 _GRACE_S = 10.0  # to free the memory of the device, and to end by itself
 _EXIT_S = 5.0  # until it is killed, and until one that was killed is left behind
@@ -47,7 +48,7 @@ class StressProcess:
     _open_device: OpenDevice  # called in the process; pickled
     _memory_bytes: int  # more resident memory of the process than this ends it
     _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
-    _silent_s: float = attrs.field(default=SILENT_S, kw_only=True)
+    _silent_s: float = attrs.field(default=SILENT_S, kw_only=True)  # once the device is open
     _grace_s: float = attrs.field(default=_GRACE_S, kw_only=True)
     _exit_s: float = attrs.field(default=_EXIT_S, kw_only=True)
     pid: int | None = attrs.field(default=None, init=False)
@@ -56,13 +57,14 @@ class StressProcess:
     _reason: tuple[GoneCode, str] | None = attrs.field(default=None, init=False)
     _heard: asyncio.Queue[FromProcess | None] = attrs.field(factory=asyncio.Queue, init=False)
     _ended: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
-    _keeping: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _keeper: Keeper[FromProcess] | None = attrs.field(default=None, init=False)
 
     def start(self) -> None:
         """Start the process; whether that succeeded is told by its frames, or by ``gone``."""
         work = partial(process.main, open_device=self._open_device)
-        keeper = Keeper(self.name, work, from_process, self, silent_s=self._silent_s, exit_s=self._exit_s)
-        self._keeping = self._tasks.start(self._keep(keeper), self.name)
+        silent_s = max(_OPENING_S, self._silent_s)
+        self._keeper = Keeper(self.name, work, from_process, self, silent_s=silent_s, exit_s=self._exit_s)
+        self._tasks.start(self._keep(self._keeper), self.name)
 
     def send(self, message: ToProcess) -> bool:
         """Queue a command. False: the process is not there, or known to be gone."""
@@ -95,6 +97,8 @@ class StressProcess:
         self._tasks.start(self._watch_memory(child), f"{self.name}-memory")
 
     def heard(self, message: FromProcess) -> None:
+        if isinstance(message, Opened) and self._keeper is not None:
+            self._keeper.silent_s = self._silent_s
         if not isinstance(message, Beat):
             self._heard.put_nowait(message)
 

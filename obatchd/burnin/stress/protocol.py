@@ -14,7 +14,7 @@ import msgspec
 Load = Literal["compute", "memory", "links"]
 LinkKind = Literal["to_host", "from_host", "to_peer"]
 WORK_EVERY_S = 2.0
-SILENT_S = 30.0  # the process hangs in the driver
+SILENT_S = 30.0  # the process hangs in the driver; while it opens the device it may take longer
 WRONG_A_MINUTE = 20  # places told in words; all are counted
 
 

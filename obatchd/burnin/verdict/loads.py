@@ -21,6 +21,7 @@ from obatchd.times import instant
 PRECISIONS = ("FP32", "TF32", "FP16", "BF16", "FP8")
 _LEAST_S = 10.0  # of work, from which its speed is told
 _MOST_PLACES = 50
+_GRAVITY = ("passed", "partly", "not_done", "failed", "wrong_results")
 
 
 class Phased(NamedTuple):
@@ -57,11 +58,7 @@ def of(gpu: str, phased: Sequence[Phased], records: Sequence[Record]) -> StressL
         wrong_words=max(sum(s.wrong_words for s in samples), places["memory"]),
         wrong=[_place(each) for each in wrong[:_MOST_PLACES]],
         ended=ended[-1].text if ended else "",
-        outside=[
-            OutsideResult(r.program, r.outcome, r.text)
-            for r in records
-            if isinstance(r, OutsideEnded) and r.gpu == gpu
-        ],
+        outside=_outside(r for r in records if isinstance(r, OutsideEnded) and r.gpu == gpu),
     )  # fmt: skip
 
 
@@ -73,6 +70,16 @@ def firsts(samples: Iterable[Phased]) -> dict[str, str]:
 def _place(record: WrongResult) -> WrongPlace:
     at = instant(record.at_s) or ""
     return WrongPlace(at, record.load, record.place, record.pattern, record.expected, record.found, record.times)
+
+
+def _outside(ended: Iterable[OutsideEnded]) -> list[OutsideResult]:
+    """The gravest of what each program said; it may have run several times."""
+    gravest: dict[str, OutsideEnded] = {}
+    for each in ended:
+        known = gravest.setdefault(each.program, each)
+        if _GRAVITY.index(each.outcome) > _GRAVITY.index(known.outcome):
+            gravest[each.program] = each
+    return [OutsideResult(each.program, each.outcome, each.text) for each in gravest.values()]
 
 
 def _products(alone: list[Sample], samples: list[Sample]) -> list[ProductSpeed]:
