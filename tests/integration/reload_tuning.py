@@ -23,7 +23,7 @@ async def changed_again(directory: Path, patch: pytest.MonkeyPatch, key: str, ol
     await hall.run(old / 2)
     assert [slots for _, _, slots in port.changes] == [16]
     reload(hall.settings, key, new)
-    await hall.run(2 * new)
+    await hall.run(new)
     assert [slots for _, _, slots in port.changes] == [16, 32]
     await hall.dispatcher.stop()
 
