@@ -24,7 +24,7 @@ export function size(bytes) {
 
 export function lasting(seconds) {
   if (seconds === null || seconds === undefined) return NONE;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 100) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return `${minutes} min`;
   const hours = Math.floor(minutes / 60);
