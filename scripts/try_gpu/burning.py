@@ -17,6 +17,7 @@ from machine import Machine, control, run
 from results import Results
 
 DURATION_S, REFERENCE_S = 300, 25
+MOST_S = 430  # from its beginning to its end
 LOADS = "model,compute,memory"
 # Products as large as they are used for benchmarks, without any check; the first library that is there.
 REFERENCE = """
@@ -94,13 +95,23 @@ def burnin(machine: Machine, results: Results) -> None:
             arguments += ["--load", LOADS]
         else:
             results.fail(f"burnin start has no --load yet: only the model loads ({LOADS} was to)")
-        answer = control(daemon, "burnin", "start", *arguments, timeout_s=460)
-        if answer.returncode not in (0, 1, 2):
-            results.fail(f"burnin start ended with {answer.returncode}")
-        for line in (answer.stdout + answer.stderr).strip().splitlines()[-60:]:
-            results.say(line)
+        with results.part("the run"):
+            _carry_out(results, daemon, arguments)
         with results.part("the report"):
             _report(machine, results, daemon, reference_w)
+
+
+def _carry_out(results: Results, daemon: Daemon, arguments: list[str]) -> None:
+    try:
+        answer = control(daemon, "burnin", "start", *arguments, timeout_s=MOST_S)
+    except subprocess.TimeoutExpired:
+        results.fail(f"the run was not over after {MOST_S} s, and is stopped")
+        control(daemon, "burnin", "stop")
+        return
+    if answer.returncode not in (0, 1, 2):
+        results.fail(f"burnin start ended with {answer.returncode}")
+    for line in (answer.stdout + answer.stderr).strip().splitlines()[-60:]:
+        results.say(line)
 
 
 def _report(machine: Machine, results: Results, daemon: Daemon, reference_w: float | None) -> None:

@@ -275,7 +275,7 @@ def families(machine: Machine, results: Results) -> None:
 def care(machine: Machine, results: Results) -> None:
     """Quarantine and lend: the memory is freed, the work waits, and goes on."""
     with machine.daemon("care") as daemon:
-        requests = [{"id": f"r{number}", "prompt": QUESTION.format(number)} for number in range(1500)]
+        requests = [{"id": f"r{number}", "prompt": QUESTION.format(number)} for number in range(700)]
         drop(daemon, "meanwhile", requests)
         _until(lambda: daemon.status()["servers"][0]["requests_done"] > 20, 60, "the first answers")
         for begin, end, state in (
