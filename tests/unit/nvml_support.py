@@ -23,7 +23,10 @@ FIELDS = {
     "pcie_fatal": (180, 1),
     "recovery_action": (230, 1),
 }
-THOUSANDTHS = {"power_w": "power_mw", "power_limit_w": "power_limit_mw", "power_default_w": "power_default_mw"}
+THOUSANDTHS = {
+    "power_w": "power_mw", "power_limit_w": "power_limit_mw", "power_default_w": "power_default_mw",
+    "energy_j": "energy_mj",
+}  # fmt: skip
 
 
 def build_library(directory: Path) -> None:
