@@ -17,6 +17,7 @@ import obatchd.log
 from obatchd.errors import ObatchError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.gpus.probe import Probe
+from obatchd.servers.environment import INSTANCE_MARK
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.sweep import is_marked
@@ -125,8 +126,9 @@ def _foreign(processes: Iterable[GpuProcess], instance: str) -> list[GpuProcess]
 
 
 def _is_child(process: psutil.Process) -> bool:
-    """Whether this daemon started it, by the forkserver: a burn-in loads GPUs with such."""
-    return any(parent.pid == os.getpid() for parent in process.parents())
+    """Whether this daemon started it beside its servers, which are marked: a burn-in loads GPUs with such."""
+    marked = INSTANCE_MARK in process.environ()  # that of a server of another spool
+    return not marked and any(parent.pid == os.getpid() for parent in process.parents())
 
 
 def process_words(processes: Iterable[GpuProcess]) -> str:
