@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 
@@ -49,6 +50,13 @@ class _Told(MonitorListener):
         self.xids.append(event)
 
 
+class StressFiles(NamedTuple):
+    """What stress processes need."""
+
+    simulator: Path  # of stand-in GPUs
+    libraries: Sequence[str]  # folders of Ollama that may hold libraries of CUDA
+
+
 @attrs.define(eq=False)
 class BurninHost:
     """This daemon as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
@@ -59,8 +67,7 @@ class BurninHost:
     _dispatcher: Dispatcher
     _settings: Current[Settings]
     _announcer: Alarms
-    _simulator: Path  # files of stand-in GPUs
-    _libraries: Sequence[str]  # folders of Ollama that may hold libraries of CUDA
+    _files: StressFiles
     _told: _Told = attrs.field(factory=_Told, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -126,9 +133,9 @@ class BurninHost:
     def missing_loads(self) -> dict[str, str]:
         real = any(not _is_stand_in(gpu) for gpus in self.gpus_of.values() for gpu in gpus)
         if real:
-            why = "" if next(cublaslt.candidates(self._libraries), None) else cublaslt.MISSING
+            why = "" if next(cublaslt.candidates(self._files.libraries), None) else cublaslt.MISSING
         else:
-            why = "" if find_spec("numpy") else "Stand-in GPUs need numpy for it: pip install 'obatchd[stress]'."
+            why = "" if find_spec("numpy") else "Stand-in GPUs need numpy for it: pip install numpy."
         missing = dict.fromkeys(STRESS, why) if why else {}
         for load, path in (("dcgm", dcgm.find()), ("gpu-burn", gpu_burn.find())):
             if not path:
@@ -137,9 +144,9 @@ class BurninHost:
 
     def stress(self, gpu: str, owner: TaskOwner, peers: Sequence[str] = ()) -> StressProcess:
         found = next(each for gpus in self.gpus_of.values() for each in gpus if each.uuid == gpu)
-        opening: OpenDevice = partial(cuda.open_device, gpu, tuple(peers), tuple(self._libraries))
+        opening: OpenDevice = partial(cuda.open_device, gpu, tuple(peers), tuple(self._files.libraries))
         if _is_stand_in(found):
-            opening = partial(stand_ins.open_device, self._simulator, found.index, tuple(peers))
+            opening = partial(stand_ins.open_device, self._files.simulator, found.index, tuple(peers))
         limit_bytes = self._settings.value.burnin.stress_memory_mib * 2**20
         name = f"burnin-{'links' if peers else 'stress'}-{found.index}"
         return StressProcess(name, opening, limit_bytes, owner, grace_s=_GRACE_S)

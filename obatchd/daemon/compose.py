@@ -22,7 +22,7 @@ from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon.burnin import BurninHost
+from obatchd.daemon.burnin import BurninHost, StressFiles
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.documents import excerpt
@@ -164,10 +164,8 @@ def head(
     policy.monitor.listen(QuarantinesByRules(work.audit))
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
-    stand_ins, ollama = layout.work.absolute() / "simulator", shutil.which(settings.value.servers.ollama)
-    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
     tested = BurninHost(
-        here.fleet, policy, here.models, engine.dispatcher, settings, alarms, stand_ins, libraries
+        here.fleet, policy, here.models, engine.dispatcher, settings, alarms, _stress_files(layout.work, settings.value)
     )  # fmt: skip
     runs = Burnin(layout.work / "burnin", tested)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner)
@@ -196,6 +194,12 @@ def head(
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir,
     )  # fmt: skip
+
+
+def _stress_files(work: Path, settings: Settings) -> StressFiles:
+    ollama = shutil.which(settings.servers.ollama)
+    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
+    return StressFiles(work.absolute() / "simulator", libraries)
 
 
 class ServerNews:

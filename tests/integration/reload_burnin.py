@@ -20,7 +20,7 @@ from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Ended
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.manager import Burnin
-from obatchd.daemon.burnin import BurninHost
+from obatchd.daemon.burnin import BurninHost, StressFiles
 from obatchd.gpus.model import Gpu
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -135,7 +135,7 @@ async def memory_asked_for(directory: Path, patch: pytest.MonkeyPatch, settings:
 async def host_memory(directory: Path, patch: pytest.MonkeyPatch, settings: Current[Settings]) -> int:
     """The limit of a stress process, in bytes of the host's memory."""
     gpu = Gpu(uuid(0), "H100", 0, "00000000:01:00.0", None, "1-simulated")
-    host: Any = SimpleNamespace(_settings=settings, gpus_of={"gpu0": (gpu,)}, _libraries=(), _simulator=directory)
+    host: Any = SimpleNamespace(_settings=settings, gpus_of={"gpu0": (gpu,)}, _files=StressFiles(directory, ()))
     return BurninHost.stress(host, gpu.uuid, host)._memory_bytes
 
 

@@ -185,6 +185,13 @@ async def test_a_later_daemon_goes_on_with_the_phase_and_not_with_loads_that_end
     assert document.gpus[1].verdict == "INCONCLUSIVE"
 
 
+async def test_a_run_of_an_earlier_version_goes_on_as_it_was(bench: Bench) -> None:
+    document = await bench.carry_out(phases=[], duration_s=1.0)
+    assert {gpu.verdict for gpu in document.gpus} <= {"PASS", "PASS_LOW_STRESS"}
+    assert document.phases == [] and document.gpus[0].canary.checks >= 1 and document.gpus[0].work.tokens > 0
+    assert all(card.begun == [] for card in bench.cards.values())
+
+
 async def test_a_load_that_cannot_be_had_is_refused_or_left_out(bench: Bench, tmp_path: Path) -> None:
     bench.missing = dict.fromkeys(("compute", "memory"), "install it with pip install 'obatchd[stress]'")
     runs = Burnin(tmp_path / "runs", bench)

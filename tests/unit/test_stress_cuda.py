@@ -120,6 +120,33 @@ stress.end()
 tell(said=said, freed=device.free_bytes() - free)
 """
 
+PROCESS = f"""
+import asyncio, msgspec, sys
+from functools import partial
+from obatchd.burnin.stress import cuda
+from obatchd.burnin.stress.parent import StressProcess
+from obatchd.burnin.stress.protocol import Begin, Opened, Work
+class Owner:
+    def task_failed(self, name, error):
+        raise error
+async def main():
+    opening = partial(cuda.open_device, {UUID!r}, (), (DIRECTORY,))
+    process = StressProcess("stress", opening, 2**31, Owner())
+    process.start()
+    said, loads = [], set()
+    async for frame in process.frames():
+        said.append(frame)
+        if isinstance(frame, Opened):
+            process.send(Begin(["compute", "memory"], 80, ["BF16"], 3))
+        if isinstance(frame, Work) and (frame.bytes_checked or frame.operations):
+            loads.add(frame.load)
+        if len(loads) == 2:
+            break
+    gone = await process.end()
+    sys.stdout.buffer.write(msgspec.json.encode(dict(said=said, gone=gone)))
+asyncio.run(main())
+"""
+
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -141,7 +168,7 @@ def run(libraries: Path, tmp_path: Path) -> Run:
     """Run a part of a program in a process of its own, because a library is loaded for life; what it tells."""
 
     def run(part: str, faults: str = "memory=50331648", **values: object) -> dict[str, Any]:
-        program = OPEN + part
+        program = part if part is PROCESS else OPEN + part
         for name, value in {"PEERS": (), "DIRECTORY": str(libraries), **values}.items():
             program = program.replace(name, repr(value))
         environment = {
@@ -207,6 +234,14 @@ def test_links_to_the_host_are_measured_after_a_second_of_use(run: Run) -> None:
     assert report["calls"].count("cuMemcpyDtoHAsync_v2") > 5 + 1
     assert [frame["load"] for frame in said(report, "ended")] == ["links"]
     assert report["freed"] == 0
+
+
+def test_a_process_of_its_own_loads_the_card(run: Run) -> None:
+    report = run(PROCESS)
+    assert report["gone"] == ["left", "was told to leave", False]
+    (opened,) = said(report, "opened")
+    assert (opened["library"], opened["device"]) == ("cuBLAS", "Stand-in 0")
+    assert said(report, "wrong") == said(report, "trouble") == []
 
 
 def test_the_calls_come_in_order(run: Run) -> None:

@@ -77,12 +77,7 @@ def make(
     ``missing`` are the loads that this host cannot have, each with the reason and what to install. Raises ConfigError
     where wishes contradict each other, no model is known, or such a load is asked for (``not_installed``).
     """
-    if asked.profile not in PROFILES:
-        raise ConfigError(f"no profile {asked.profile!r}; there are: {', '.join(PROFILES)}", code="usage")
-    if asked.exclusive and asked.with_jobs:
-        raise ConfigError(
-            "--exclusive keeps jobs away and --with-jobs takes them as the load: choose one of them", code="usage"
-        )
+    _check(asked)
     ours = settings.burnin
     phases, left_out = _phases(asked, missing or {})
     loads = {load for phase in phases for load in phase.loads}
@@ -115,10 +110,19 @@ def make(
     )
 
 
-def _phases(asked: Asked, missing: Mapping[str, str]) -> tuple[list[Phase], dict[str, str]]:
-    """The phases of a run, and the loads of its profile that are left out, each with the reason."""
+def _check(asked: Asked) -> None:
+    if asked.profile not in PROFILES:
+        raise ConfigError(f"no profile {asked.profile!r}; there are: {', '.join(PROFILES)}", code="usage")
+    if asked.exclusive and asked.with_jobs:
+        raise ConfigError(
+            "--exclusive keeps jobs away and --with-jobs takes them as the load: choose one of them", code="usage"
+        )
     if unknown := [load for load in asked.load if load not in LOADS]:
         raise ConfigError(f"no load {unknown[0]!r}; there are: {', '.join(LOADS)}", code="usage")
+
+
+def _phases(asked: Asked, missing: Mapping[str, str]) -> tuple[list[Phase], dict[str, str]]:
+    """The phases of a run, and the loads of its profile that are left out, each with the reason."""
     if asked.with_jobs:
         if asked.load:
             raise ConfigError("--with-jobs takes jobs as the load: leave out --load, or --with-jobs", code="usage")

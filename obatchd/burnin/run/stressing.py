@@ -36,9 +36,9 @@ from obatchd.documents.burnin import Plan
 from obatchd.tasks import TaskOwner, TaskSet, set_within
 
 _log = log.get(__name__)
-_BEGIN_S = 120.0  # until work is told: the library is loaded, and memory is taken
+_BEGIN_S = 180.0  # until work is told: the library is loaded, and memory is taken
 _REST_S = SILENT_S + 10  # a process that does not answer is killed before
-_LINKS_S = 60.0
+_LINKS_S = 180.0  # with the start of the process
 _QUIET_S = 6.0  # work is told every 2 s; after so long without any, the GPU counts as not loaded
 _STRESS: tuple[Load, ...] = ("compute", "memory")
 _BESIDE = "out_of_memory"  # beside a model that leaves nothing: no fault
