@@ -84,6 +84,10 @@ def absent() -> Device:
     raise DeviceError("Nothing computes here.", code="no_library")
 
 
+def broken() -> Device:
+    raise KeyError("a defect")
+
+
 class Rig:
     def __init__(self) -> None:
         self.failures = Failures()
@@ -169,6 +173,13 @@ async def test_one_without_its_library_says_so_and_ends(rig: Rig) -> None:
     said = await heard(process)
     assert said == [Trouble("no_library", "Nothing computes here.")]
     assert process.gone is not None
+
+
+async def test_one_with_a_defect_says_so_and_ends(rig: Rig) -> None:
+    process = rig.start(broken)
+    said = await heard(process)
+    assert said == [Trouble("defect", "The process that loads the GPU has a defect (KeyError).")]
+    assert process.gone == ("died", "died with exit code 1", False)
 
 
 async def test_one_that_cannot_be_killed_is_left_behind(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

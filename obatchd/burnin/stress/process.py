@@ -48,10 +48,18 @@ def main(connection: socket.socket, open_device: OpenDevice) -> None:
     teller = Teller(partial(child.send, connection))
     teller.tell(Beat())  # it runs: for what follows the driver may be to blame
     try:
-        device = open_device()
+        _open_and_serve(open_device, teller, commands)
     except DeviceError as error:
         teller.tell(Trouble(error.code, error.message))
-        return
+    except ConnectionError:
+        raise
+    except Exception as error:  # the traceback goes to the log
+        teller.tell(Trouble("defect", f"The process that loads the GPU has a defect ({type(error).__name__})."))
+        raise
+
+
+def _open_and_serve(open_device: OpenDevice, teller: Teller, commands: queue.SimpleQueue[ToProcess]) -> None:
+    device = open_device()
     facts = device.facts
     opened = Opened(
         facts.library, facts.version, facts.name, list(facts.precisions), device.free_bytes(), facts.total_bytes
@@ -61,10 +69,12 @@ def main(connection: socket.socket, open_device: OpenDevice) -> None:
 
 
 def _listen(connection: socket.socket, commands: queue.SimpleQueue[ToProcess]) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            commands.put(child.receive(connection, to_process))
-    os._exit(0)  # the other end is gone; this thread alone can know while a call into the driver hangs
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                commands.put(child.receive(connection, to_process))
+    finally:
+        os._exit(0)  # the other end is gone; this thread alone can know while a call into the driver hangs
 
 
 def serve(stress: Stress, commands: queue.SimpleQueue[ToProcess]) -> None:
