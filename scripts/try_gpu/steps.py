@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -49,16 +48,16 @@ def prepare(machine: Machine, results: Results) -> None:
         results.say("nothing is built: the servers are stand-ins")
         return
     began_s = time.monotonic()
-    build = _build_in_background(machine)
+    _build_in_background(machine)
     with results.part("the model"):
         _make_gguf(results)
     with results.part("Ollama with its CUDA engine"):
-        while build.poll() is None and time.monotonic() - began_s < BUILD_S:
+        while _builds() and time.monotonic() - began_s < BUILD_S:
             time.sleep(1)
-        if build.poll() is None:
+        if _builds():
             results.fail("Ollama is still being built, in the background: run prepare again")
             return
-        if build.returncode:
+        if not (CACHE / "ollama" / ".built").exists():
             raise RuntimeError((CACHE / "build.log").read_text()[-1500:])
         results.figure("build_s", round(time.monotonic() - began_s, 1), "s")
         _make_model(machine, results)
@@ -71,23 +70,24 @@ def _version(name: str) -> str:
     return told.stdout.strip() or "none"
 
 
-def _build_in_background(machine: Machine) -> subprocess.Popen[bytes]:
-    """Goes on when this process ends; what an earlier one left is ended first, and its objects are kept."""
-    mark = CACHE / "build.pid"
-    if mark.exists():
-        with contextlib.suppress(ProcessLookupError, ValueError, PermissionError):
-            number = int(mark.read_text())
-            if b"ollama-for-gpu" in Path(f"/proc/{number}/cmdline").read_bytes():
-                os.killpg(number, signal.SIGTERM)
-        with contextlib.suppress(OSError):
-            mark.unlink()
+def _build_in_background(machine: Machine) -> None:
+    """It goes on when this process ends; one that an earlier step began is not begun again."""
+    if _builds():
+        return
     with (CACHE / "build.log").open("wb") as log:
         process = subprocess.Popen(
             [ROOT / "scripts" / "ollama-for-gpu", "build", machine.pack / "ollama", CACHE / "ollama"],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    mark.write_text(str(process.pid))
-    return process
+    (CACHE / "build.pid").write_text(str(process.pid))
+
+
+def _builds() -> bool:
+    """Whether it is being built; a process that has ended has no command line."""
+    with contextlib.suppress(OSError, ValueError):
+        number = int((CACHE / "build.pid").read_text())
+        return b"ollama-for-gpu" in Path(f"/proc/{number}/cmdline").read_bytes()
+    return False
 
 
 def _make_gguf(results: Results) -> None:
