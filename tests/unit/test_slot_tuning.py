@@ -176,6 +176,23 @@ async def test_somebody_who_waits_gets_the_slots_back_that_a_measurement_leaves_
     assert 4 in found(hall).tried
 
 
+async def test_a_measurement_leaves_no_slots_free_when_its_work_is_over(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    lane = hall.fill(1, 30_000, SMALL)
+    port = hall.servers["gpu0"]
+    while port.slots != 4:
+        await hall.run(1)
+    lane.window.clear()
+    hall.queue.remove_job(1)
+    await hall.run(2)
+    assert port.slots == 16
+    await hall.run(60)  # what was in flight ends
+    hall.fill(2, 16, SMALL)
+    await hall.run(2)
+    assert port.slots == 16 and hall.link("gpu0").started == 16
+
+
 async def test_a_profile_that_does_not_fit_goes_before_the_hour(make: Make) -> None:
     """Its requests would fail: so a server may have a second change in the hour, but no third."""
     hall = make()

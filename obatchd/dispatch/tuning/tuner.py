@@ -150,9 +150,7 @@ class Tuner:
         elif link.usable and not self._refused_lately(seat.turn):
             measure_s = self._measure_s(link, wanted)
             if not self._change(seat, wanted, measure_s=measure_s) and found.gains_from(present):
-                self._change(
-                    seat, found.good
-                )  # what is left pays for no further step, but for a number known to be good
+                self._change(seat, found.good)  # what is left pays for no further step, but for a number known to gain
 
     def _measure(self, seat: Seat, slots: int) -> None:
         """Measure a number that takes no change, because the server has as many slots or more."""
@@ -160,6 +158,9 @@ class Tuner:
         if slots < server.process_slots:
             begun = link.window is not None and link.window.slots == slots
             if not begun and self._refused_lately(seat.turn):
+                return
+            if begun and not self._queue.more_than(key.profile, 0):
+                link.window = None  # the next job is to have all slots
                 return
             measure_s = 0.0 if begun else self._measure_s(link, slots)
             if against := self._worth.against_fewer(link, key.profile, measure_s):
