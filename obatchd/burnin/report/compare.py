@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
-from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits, StressLoads
+from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
+from obatchd.documents.burnin_loads import StressLoads
 from obatchd.errors import ConfigError
 from obatchd.words import counted
 

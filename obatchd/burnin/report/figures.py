@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from obatchd.documents.burnin import Plan, StressLoads
+from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin_loads import StressLoads
 from obatchd.words import three_digits
 
 LOADS = {

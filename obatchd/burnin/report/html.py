@@ -12,7 +12,8 @@ from obatchd.burnin.report import plots
 from obatchd.burnin.report.figures import fastest_precision, load_words, products, scaled, slowest_link
 from obatchd.burnin.report.plots import Axes
 from obatchd.burnin.report.style import STYLE
-from obatchd.documents.burnin import BurninGpuPages, BurninReport, StressLoads
+from obatchd.documents.burnin import BurninGpuPages, BurninReport
+from obatchd.documents.burnin_loads import StressLoads
 from obatchd.times import duration, epoch_s
 from obatchd.words import binary_size, counted, energy, three_digits
 
