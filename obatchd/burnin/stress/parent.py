@@ -104,8 +104,7 @@ class StressProcess:
 
     def ended(self, end: End) -> float | None:
         if self._reason is None:
-            silent = end.words.startswith("said nothing")
-            self._reason = ("hung", f"{end.words} and was killed") if silent else ("died", end.words)
+            self._reason = ("hung", f"{end.words} and was killed") if end.silent else ("died", end.words)
         return None
 
     async def _keep(self, keeper: Keeper[FromProcess]) -> None:
