@@ -1,4 +1,4 @@
-"""Takes the picture of a report in docs/burnin.md anew: a day of eight made-up GPUs, three of which are bad.
+"""Takes the picture of a report in docs/burnin.md anew: a day of eight made-up GPUs, five of which are bad.
 
 Needs what ``scripts/test-page`` gets, and Chromium. Usage: ``.venv/bin/python scripts/draw_burnin.py [DIRECTORY]``
 """
@@ -13,15 +13,29 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "tests" / "browser"), str(ROOT / "tests" / "unit")]
 from browser_support import Browser, why_not  # noqa: E402 - stands beside its tests
-from burnin_support import HOUR_S, Card, simulate  # noqa: E402 - the same
+from burnin_support import HOUR_S, Card, Stressed, make_plan, simulate  # noqa: E402 - the same
 
+from obatchd.burnin.journal.records import WrongResult  # noqa: E402
 from obatchd.burnin.report import report  # noqa: E402
 from obatchd.burnin.report.html import render  # noqa: E402
+from obatchd.burnin.run.plan import phase_at  # noqa: E402
 from obatchd.gpus.model import ClockReason  # noqa: E402
 
 HOURS = 24.0
-SIZE = {"width": 1140, "height": 1000}
+SIZE = {"width": 1140, "height": 1330}
 HOT_EVERY_S, HOT_S = 2 * HOUR_S, 0.24 * 2 * HOUR_S
+
+
+STUCK = WrongResult(
+    0, "", "memory", "address 0x7f1c52a3e040, bit 37", "walking zeros", "0xffffffdfffffffff", "0xffffffffffffffff"
+)
+PLAN = make_plan(8, HOURS)
+
+
+def _drawn(passed_s: float, fields: dict[str, Any]) -> None:
+    """Products take nearly all the power that the card may have, patterns less than a model."""
+    loads = PLAN.phases[phase_at(PLAN.phases, passed_s / PLAN.duration_s)].loads
+    fields["power_w"] *= 1.13 if "compute" in loads else 0.82 if "model" not in loads else 1.0
 
 
 def _is_slowed(passed_s: float) -> bool:
@@ -30,6 +44,7 @@ def _is_slowed(passed_s: float) -> bool:
 
 def _hot(passed_s: float, fields: dict[str, Any]) -> None:
     """Slowed down by its heat for a quarter of the time."""
+    _drawn(passed_s, fields)
     if _is_slowed(passed_s):
         fields.update(clock_mhz=980, clock_reasons=ClockReason.HW_SLOWDOWN)
 
@@ -40,11 +55,12 @@ def _counted(passed_s: float, counters: dict[str, Any]) -> None:
 
 
 def cards() -> list[Card]:
-    made = [Card() for _ in range(8)]
+    made = [Card(reading=_drawn) for _ in range(8)]
+    made[1].stressed = Stressed(wrong=[(14 * HOUR_S, STUCK)])
     made[3].xids = [(7.5 * HOUR_S, 48, "pid=4242, name=ollama, DBE (double bit error)")]
     made[5] = Card(warmth_c=14.5, reading=_hot, slow=_counted)
     made[6].speed = 0.885
-    made[7].hunger = 1.13
+    made[7].stressed = Stressed(link=0.5)
     return made
 
 
@@ -54,7 +70,7 @@ def main() -> int:
     browser = Browser(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs")
     with tempfile.TemporaryDirectory() as directory:
         page = Path(directory) / "report.html"
-        page.write_text(render(report.build(simulate(cards(), HOURS))), "utf-8")
+        page.write_text(render(report.build(simulate(cards(), HOURS, plan=PLAN))), "utf-8")
         browser.context(colorScheme="light", viewport=SIZE, deviceScaleFactor=1)
         browser.run("await page.goto(given.url)", url=page.as_uri())
         print(browser.shoot("burnin"))

@@ -135,7 +135,7 @@ class BurninHost:
         if real:
             why = "" if next(cublaslt.candidates(self._files.libraries), None) else cublaslt.MISSING
         else:
-            why = "" if find_spec("numpy") else "Stand-in GPUs need numpy for it: pip install numpy."
+            why = "" if find_spec("numpy") else "Stand-in GPUs need numpy for it: pip install 'obatchd[simulator]'."
         missing = dict.fromkeys(STRESS, why) if why else {}
         for load, path in (("dcgm", dcgm.find()), ("gpu-burn", gpu_burn.find())):
             if not path:

@@ -164,10 +164,7 @@ def head(
     policy.monitor.listen(QuarantinesByRules(work.audit))
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
-    tested = BurninHost(
-        here.fleet, policy, here.models, engine.dispatcher, settings, alarms, _stress_files(layout.work, settings.value)
-    )  # fmt: skip
-    runs = Burnin(layout.work / "burnin", tested)
+    runs = _burnin(work, here, engine, policy, alarms)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
@@ -194,6 +191,13 @@ def head(
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir,
     )  # fmt: skip
+
+
+def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
+    settings, directory = work.settings, work.layout.work
+    files = _stress_files(directory, settings.value)
+    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms, files)
+    return Burnin(directory / "burnin", tested)
 
 
 def _stress_files(work: Path, settings: Settings) -> StressFiles:

@@ -342,6 +342,15 @@ class ComparedGpu(msgspec.Struct):
     covered_bytes: int | None = None  # of its memory
     link_bytes_per_s: dict[str, float] = {}  # to_host, from_host, to_peer (the slowest of its peers)
     stress_of_median_percent: dict[str, float] = {}  # of each of these, by precision, "memory", or link
+    library: str = ""  # that computed the products; those of one library are compared
+    memory_temp_c: Number | None = None  # highest
+    most_power_percent: Number | None = None  # of the limit: the median of the phase with the most
+    covered_percent: Number | None = None  # of the memory that was free
+    wrong: int = 0  # results, and words of memory
+    wrong_at: str = ""  # the first of them: tile, or address and bits
+    pcie_gen: int | None = None
+    pcie_width: int | None = None  # lanes
+    nvlink_errors: int | None = None  # during the run; null where the card has no NVLink, or does not tell
     judgement: str = ""  # "as the others", "warn: …", "FAIL: …"
 
 

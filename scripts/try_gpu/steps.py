@@ -193,7 +193,8 @@ def job(machine: Machine, results: Results) -> None:
         )
         job_json = control(daemon, "job", "first", "--json").stdout
         with contextlib.suppress(ValueError, KeyError):
-            results.say(f"energy of the job: {json.loads(job_json).get('energy_j')} J")
+            energy_j = json.loads(job_json).get("energy_j")
+            results.say("energy of the job: " + ("not told" if energy_j is None else f"{energy_j} J"))
 
 
 def _held_bytes(daemon: Daemon) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from obatchd.settings.settings import Settings
 
 TILE = WrongResult(0, "", "compute", "tile 12,3 of 64×64, FP16", "differs from the first result", "0x41", "0x40")
 WORD = WrongResult(0, "", "memory", "address 0x7f0000000040, bit 5", "walking ones", "0x1", "0x21")
+NO_PATTERNS = "its memory was not covered: the run was without the load memory"
 SETTINGS = Settings(model="llama3.3")
 ABSENT = {"compute": "install it with pip install 'obatchd[stress]'", "memory": "install it"}
 
@@ -107,13 +109,27 @@ def test_a_fault_that_a_load_finds_fails_its_gpu_alone(
     assert {gpu.verdict for gpu in siblings} == {"PASS"}, [gpu.reasons for gpu in siblings]
 
 
+def test_first_results_that_all_differ_are_no_pass() -> None:
+    """Two of three cards are wrong in different ways: which one is right cannot be seen."""
+    document = report.build(simulate([Card(stressed=Stressed(first=first)) for first in ("one", "two", "three")], 0.4))
+    for gpu in document.gpus:
+        assert gpu.verdict == "INCONCLUSIVE" and [r.signal for r in gpu.reasons] == ["results_differ"]
+        assert "differ among themselves" in gpu.reasons[0].text and "dcgmi" in gpu.action
+    two = report.build(simulate([Card(stressed=Stressed(first=first)) for first in ("one", "two")], 0.4))
+    assert [gpu.verdict for gpu in two.gpus] == ["INCONCLUSIVE"] * 2
+    assert "that of the other GPU of its kind: one of them is wrong" in two.gpus[0].reasons[0].text
+    firsts = ("good", "good", "one", "two")
+    four = report.build(simulate([Card(stressed=Stressed(first=first)) for first in firsts], 0.4))
+    assert [gpu.verdict for gpu in four.gpus] == ["PASS", "PASS", "INCONCLUSIVE", "INCONCLUSIVE"]
+
+
 def test_a_slow_link_to_one_peer_is_found_at_both_of_its_ends_and_a_slow_gpu_at_one() -> None:
     cards = [Card() for _ in range(4)]
     cards[1].stressed.peers = lambda peer, speed: speed / 2 if peer == 2 else speed
     cards[2].stressed.peers = lambda peer, speed: speed / 2 if peer == 1 else speed
     gpus = report.build(simulate(cards, 0.4)).gpus
     assert [gpu.verdict for gpu in gpus] == ["PASS", "FAIL", "FAIL", "PASS"]
-    assert gpus[1].reasons[0].text.startswith(f"195 GB/s to GPU {uuid(2)}, 50.0 % less")
+    assert gpus[1].reasons[0].text.startswith("195 GB/s to GPU 2, 50.0 % less")
     cards = [Card() for _ in range(4)]
     for number, card in enumerate(cards):  # everything to and from GPU 3 is slow
         card.stressed.peers = lambda peer, speed, own=number: speed / 2 if 3 in (peer, own) else speed
@@ -138,6 +154,19 @@ def test_loads_that_end_before_their_time_leave_it_open(
     assert {gpu.verdict for gpu in siblings} == {"PASS"}
 
 
+def test_a_card_that_cannot_be_had_for_its_loads_is_no_pass_without_work() -> None:
+    taken = (1.0, "no_device", "the card is in exclusive mode, and another process has it")
+    plan = make_plan(2, 0.4, load=["compute", "memory"])
+    bad, sibling = report.build(simulate([Card(stressed=Stressed(ended=taken)), Card()], 0.4, plan=plan)).gpus
+    assert (bad.verdict, bad.reasons[0].signal) == ("INCONCLUSIVE", "stress_no_device"), bad.reasons
+    assert "exclusive mode" in bad.reasons[0].text and "again" in bad.action
+    assert sibling.verdict == "PASS"
+    # Most of the time it was loaded: the verdict says what was not.
+    plan = make_plan(2, 0.4, phases=[Phase(["model"], 0.9), Phase(["compute", "memory"], 0.1)])
+    bad, sibling = report.build(simulate([Card(stressed=Stressed(ended=taken)), Card()], 0.4, plan=plan)).gpus
+    assert bad.verdict == "PASS_LOW_STRESS" and any("exclusive mode" in text for text in low(bad))
+
+
 def low(gpu: BurninGpuPages) -> list[str]:
     return [reason.text for reason in gpu.reasons if reason.signal == "low_stress"]
 
@@ -152,13 +181,16 @@ def test_without_the_library_a_profile_passes_with_low_stress_and_says_why() -> 
     plan = plans.make("r", Asked(duration="24m"), [uuid(0)], SETTINGS, missing=ABSENT)
     [gpu] = report.build(simulate([Card()], 0.4, plan=plan)).gpus
     assert gpu.verdict == "PASS_LOW_STRESS"
-    assert low(gpu) == ["compute and memory were not loaded: install it with pip install 'obatchd[stress]'"]
+    assert low(gpu) == ["without the loads compute and memory: install it with pip install 'obatchd[stress]'"]
 
 
 def test_loads_without_the_memory_pass_with_low_stress() -> None:
     plan = make_plan(1, 0.4, load=["model", "compute"])
     [gpu] = report.build(simulate([Card()], 0.4, plan=plan)).gpus
-    assert (gpu.verdict, low(gpu)) == ("PASS_LOW_STRESS", ["its memory was not covered: the run had no load memory"])
+    assert (gpu.verdict, low(gpu)) == (
+        "PASS_LOW_STRESS",
+        ["its memory was not covered: the run was without the load memory"],
+    )
 
 
 def test_power_counts_in_the_phase_with_the_most() -> None:
@@ -305,6 +337,49 @@ def test_runs_without_a_model_compare_by_products() -> None:
     compared = compare([named("one", documents[0]), named("two", documents[1])])
     assert compared.verdict == "PASS" and compared.groups[0].tokens_per_s is None
     assert "no model" in comparison(compared)
+
+
+def test_products_of_two_versions_of_the_library_are_not_compared() -> None:
+    fast, slow = (
+        report.build(simulate([Card(stressed=Stressed(compute=speed)) for _ in range(2)], 0.4)) for speed in (1.0, 0.8)
+    )
+    assert compare([named("one", fast), named("two", slow)]).verdict == "FAIL"
+    for gpu in slow.gpus:
+        gpu.stress_loads.library = "cuBLAS 13.1"
+    compared = compare([named("one", fast), named("two", slow)])
+    [group] = compared.groups
+    assert compared.verdict == "PASS" and {row.judgement for row in group.gpus} == {"as the others"}
+    assert {row.library for row in group.gpus} == {"cuBLAS 12.8", "cuBLAS 13.1"}
+
+
+def test_a_comparison_shows_power_heat_coverage_links_and_what_was_wrong() -> None:
+    def links(at_s: float, counters: dict[str, Any]) -> None:
+        counters.update(pcie_width=8, nvlink_replays=int(at_s / 60), nvlink_recoveries=0, nvlink_crc=0)
+
+    bad = Card(stressed=Stressed(wrong=[(900, WORD)]), slow=links)
+    one, two = (report.build(simulate([card, Card()], 0.4)) for card in (bad, Card()))
+    compared = compare([named("one", one), named("two", two)])
+    found, healthy = compared.groups[0].gpus[:2]
+    assert (found.wrong, found.wrong_at) == (1, "address 0x7f0000000040, bit 5") and found.pcie_width == 8
+    assert found.nvlink_errors is not None and found.nvlink_errors > 10
+    assert (healthy.pcie_gen, healthy.pcie_width, healthy.nvlink_errors, healthy.wrong) == (5, 16, None, 0)
+    assert healthy.covered_percent == 96 and healthy.memory_temp_c is not None and healthy.most_power_percent
+    lines = comparison(compared).splitlines()
+    place = next(n for n, line in enumerate(lines) if line.endswith("NVLINK ERRORS  WRONG"))
+    assert (
+        lines[place + 1].endswith("  1, the first: address 0x7f0000000040, bit 5") and "gen 5 ×8 " in lines[place + 1]
+    )
+    assert lines[place + 2].endswith("96 % gen 5 ×16              –  none")
+    page = render(one)
+    assert "generation 5 of 5, 8 of 16 lanes" in page and re.search(r"NVLink errors</dt><dd>\d\d</dd>", page)
+
+
+def test_products_too_short_for_a_speed_are_told_as_such() -> None:
+    document = report.build(simulate([Card()], 0.4))
+    for product in document.gpus[0].stress_loads.products:
+        product.operations_per_s = None
+    assert "too short to tell" in summary(document) and "too short to tell" in render(document)
+    assert max(map(len, summary(document).splitlines())) <= 80
 
 
 def test_terminal_page_and_vendors_file_show_what_was_found() -> None:

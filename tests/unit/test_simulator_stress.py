@@ -175,5 +175,5 @@ async def test_its_process_hangs_is_killed_or_eats(tmp_path: Path, event: GpuEve
 
 def test_without_numpy_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obatchd.simulator.cards.device", None)
-    with pytest.raises(DeviceError, match="pip install numpy"):
+    with pytest.raises(DeviceError, match=r"pip install 'obatchd\[simulator\]'"):
         open_device(tmp_path, 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from obatchd.burnin.report.figures import most_power_percent, nvlink_errors, pcie_link, products
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
-from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
-from obatchd.documents.burnin_loads import StressLoads
+from obatchd.documents.burnin import BurninGpuPages, BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
 from obatchd.errors import ConfigError
 from obatchd.words import counted
 
@@ -32,26 +32,12 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     chassis that is too hot, or with too little power, all siblings are slow and none stands out. The verdict is the
     worst of the comparison and of the reports' own. Raises ConfigError where the reports have nothing in common.
     """
-    rows: dict[_Kind, list[ComparedGpu]] = {}
     reports, left_out = _without_repetitions(reports)
-    for number, report in enumerate(reports):
-        host, run = report.host.hostname, report.run
-        for gpu in report.gpus:
-            load, stress, speed = gpu.load, gpu.stress, gpu.work.tokens_per_s
-            if speed is None and not any(each.operations_per_s for each in gpu.stress_loads.products):
-                left_out.append(f"{host} {run} GPU {gpu.index}: no speed was measured")
-                continue
-            model = f"jobs, {load.model}" if report.plan.with_jobs else load.model
-            key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
-            rows.setdefault(key, []).append(ComparedGpu(
-                number, host, run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent, stress.clock_mhz,
-                stress.temp_c, tokens_per_j=gpu.work.tokens_per_j, **_stressed(gpu.stress_loads),
-            ))  # fmt: skip
+    rows = _rows(reports, left_out)
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
-    only = [members[0] for members in rows.values() if len(members) == 1]
     left_out += [
         f"{row.hostname} {row.run} GPU {row.index}: no GPU of its kind with the same load to compare it with"
-        for row in only
+        for row in (members[0] for members in rows.values() if len(members) == 1)
     ]
     if not groups:
         raise ConfigError(
@@ -61,20 +47,72 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     failed = any(group.hosts_fail or any(row.judgement.startswith("FAIL") for row in group.gpus) for group in groups)
     own = {f"{r.host.hostname} {r.run} GPU {gpu.index}": _result(gpu.verdict) for r in reports for gpu in r.gpus}
     verdict = worst([Result.FAIL if failed else Result.PASS, *own.values()])
-    count = len({(row.hostname, row.uuid) for group in groups for row in group.gpus})
-    if count == 1:
-        meaning = (
-            f"1 GPU is {'slower in some of its runs than in others' if failed else 'as fast in each of its runs'}."
-        )
-    elif failed:
-        meaning = f"of {counted(count, 'GPU')} some are slower than others of their kind."
-    else:
-        meaning = f"{counted(count, 'GPU')} are as fast as the others of their kind."
-    if told := [f"{gpu}: {result.value}" for gpu, result in own.items() if result is not Result.PASS]:
-        meaning += f" The reports themselves say: {', '.join(told)}."
+    meaning = _meaning(groups, own, failed=failed)
     return Comparison(
         verdict=verdict.value, exit_code=EXIT_CODES[verdict], meaning=meaning, groups=groups, left_out=left_out
     )
+
+
+def _rows(reports: Sequence[BurninReport], left_out: list[str]) -> dict[_Kind, list[ComparedGpu]]:
+    """The GPUs of all reports by kind; one without any speed is named in ``left_out``."""
+    rows: dict[_Kind, list[ComparedGpu]] = {}
+    for number, report in enumerate(reports):
+        for gpu in report.gpus:
+            load = gpu.load
+            if gpu.work.tokens_per_s is None and not any(each.operations_per_s for each in gpu.stress_loads.products):
+                left_out.append(f"{report.host.hostname} {report.run} GPU {gpu.index}: no speed was measured")
+                continue
+            model = f"jobs, {load.model}" if report.plan.with_jobs else load.model
+            key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
+            rows.setdefault(key, []).append(_row(number, report, gpu))
+    return rows
+
+
+def _row(number: int, report: BurninReport, gpu: BurninGpuPages) -> ComparedGpu:
+    stress, loads = gpu.stress, gpu.stress_loads
+    links: dict[str, float] = {}
+    for link in loads.links:
+        links[link.kind] = min(link.bytes_per_s, links.get(link.kind, link.bytes_per_s))
+    generation, lanes = pcie_link(gpu)
+    return ComparedGpu(
+        report=number,
+        hostname=report.host.hostname,
+        run=report.run,
+        index=gpu.index,
+        uuid=gpu.uuid,
+        verdict=gpu.verdict,
+        tokens_per_s=gpu.work.tokens_per_s,
+        power_percent=stress.power_percent,
+        clock_mhz=stress.clock_mhz,
+        temp_c=stress.temp_c,
+        tokens_per_j=gpu.work.tokens_per_j,
+        operations_per_s=products(loads),
+        memory_bytes_per_s=loads.memory.bytes_per_s if loads.memory else None,
+        covered_bytes=loads.memory.covered_bytes if loads.memory else None,
+        link_bytes_per_s=links,
+        library=loads.library,
+        memory_temp_c=stress.memory_temp_c,
+        most_power_percent=most_power_percent(gpu),
+        covered_percent=loads.memory.covered_percent if loads.memory else None,
+        wrong=loads.wrong_tiles + loads.wrong_words,
+        wrong_at=loads.wrong[0].place if loads.wrong else "",
+        pcie_gen=generation,
+        pcie_width=lanes,
+        nvlink_errors=nvlink_errors(gpu),
+    )
+
+
+def _meaning(groups: Sequence[ComparedGroup], own: Mapping[str, Result], *, failed: bool) -> str:
+    count = len({(row.hostname, row.uuid) for group in groups for row in group.gpus})
+    if count == 1:
+        found = f"1 GPU is {'slower in some of its runs than in others' if failed else 'as fast in each of its runs'}."
+    elif failed:
+        found = f"of {counted(count, 'GPU')} some are slower than others of their kind."
+    else:
+        found = f"{counted(count, 'GPU')} are as fast as the others of their kind."
+    if told := [f"{gpu}: {result.value}" for gpu, result in own.items() if result is not Result.PASS]:
+        found += f" The reports themselves say: {', '.join(told)}."
+    return found
 
 
 def _result(verdict: str) -> Result:
@@ -98,23 +136,12 @@ def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninRe
     return list(kept.values()), left_out
 
 
-def _stressed(loads: StressLoads) -> dict[str, Any]:
-    """The figures of the loads beside the model; a report of an earlier version has none."""
-    links: dict[str, float] = {}
-    for link in loads.links:
-        links[link.kind] = min(link.bytes_per_s, links.get(link.kind, link.bytes_per_s))
-    return {
-        "operations_per_s": {each.precision: each.operations_per_s for each in loads.products if each.operations_per_s},
-        "memory_bytes_per_s": loads.memory.bytes_per_s if loads.memory else None,
-        "covered_bytes": loads.memory.covered_bytes if loads.memory else None,
-        "link_bytes_per_s": links,
-    }
-
-
-def _speeds(row: ComparedGpu) -> dict[str, float]:
-    """Everything that is compared, by name."""
-    named = {"tokens": row.tokens_per_s, **row.operations_per_s, "memory": row.memory_bytes_per_s}
-    return {name: speed for name, speed in {**named, **row.link_bytes_per_s}.items() if speed}
+def _speeds(row: ComparedGpu) -> dict[tuple[str, str], float]:
+    """Everything that is compared, by name, and of products the library, too: each version has its own speed."""
+    named = {("tokens", ""): row.tokens_per_s, ("memory", ""): row.memory_bytes_per_s}
+    named |= {(precision, row.library): speed for precision, speed in row.operations_per_s.items()}
+    named |= {(kind, ""): speed for kind, speed in row.link_bytes_per_s.items()}
+    return {name: speed for name, speed in named.items() if speed}
 
 
 def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninReport]) -> ComparedGroup:
@@ -138,7 +165,7 @@ def _of_median(row: ComparedGpu, members: list[ComparedGpu]) -> dict[str, float]
     others = [_speeds(other) for other in members if other is not row]
     for name, speed in _speeds(row).items():
         if known := [speeds[name] for speeds in others if name in speeds]:
-            found[name] = round(100 * speed / statistics.median(known), 1)
+            found[name[0]] = round(100 * speed / statistics.median(known), 1)
     return found
 
 
@@ -165,7 +192,7 @@ def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]
         for place, median in medians.items():
             slower = 100 * (1 - median / max(medians.values()))
             if slower > max(limits.slower_warn_percent, found.get(place, (0.0, ""))[0]):
-                found[place] = slower, "" if name == "tokens" else f" in {_NAMES.get(name, name)}"
+                found[place] = slower, "" if name[0] == "tokens" else f" in {_NAMES.get(name[0], name[0])}"
     words = [
         f"{reports[place][0].hostname} {reports[place][0].run} as a whole is {slower:.1f} % slower than the "
         f"fastest{what}: look at its {_LINKS_OF_HOST if 'link' in what else _CARE_OF_HOST}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin import BurninGpu, Plan
 from obatchd.documents.burnin_loads import StressLoads
 from obatchd.words import three_digits
+
+TOO_SHORT = "Each precision had less than 10 s of products: too short to tell how fast they were."
 
 LOADS = {
     "model": "model",
@@ -47,3 +49,30 @@ def slowest_link(loads: StressLoads, *kinds: str) -> float | None:
 def scaled(value: float | None, unit: float) -> str:
     """A figure in a larger unit, or a dash."""
     return "–" if value is None else three_digits(value / unit)
+
+
+def most_power_percent(gpu: BurninGpu) -> float | None:
+    """Median power, of its limit, in the phase with the most; of runs without phases that of the whole run."""
+    known = [phase.power_percent for phase in gpu.phases if phase.power_percent is not None]
+    return max(known, default=gpu.stress.power_percent)
+
+
+def pcie_link(gpu: BurninGpu) -> tuple[int | None, int | None]:
+    """Generation and lanes: the higher generation, because it falls while a card is idle, and the fewer lanes."""
+    generation, lanes = gpu.counters.get("pcie_gen"), gpu.counters.get("pcie_width")
+    return (
+        max(generation.start, generation.end) if generation else None,
+        min(lanes.start, lanes.end) if lanes else None,
+    )
+
+
+def nvlink_errors(gpu: BurninGpu) -> int | None:
+    """New errors of all kinds on all links; None where the card tells none."""
+    known = [counter.change for name, counter in gpu.counters.items() if name.startswith("nvlink_")]
+    return sum(known) if known else None
+
+
+def is_too_short(every: Iterable[StressLoads]) -> bool:
+    """Whether products were computed, but for so short a time that no speed of theirs is told."""
+    computed = [loads for loads in every if loads.products]
+    return bool(computed) and not any(products(loads) for loads in computed)

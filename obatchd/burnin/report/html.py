@@ -9,7 +9,18 @@ from html import escape
 from typing import Any
 
 from obatchd.burnin.report import plots
-from obatchd.burnin.report.figures import fastest_precision, load_words, products, scaled, slowest_link
+from obatchd.burnin.report.figures import (
+    TOO_SHORT,
+    fastest_precision,
+    is_too_short,
+    load_words,
+    most_power_percent,
+    nvlink_errors,
+    pcie_link,
+    products,
+    scaled,
+    slowest_link,
+)
 from obatchd.burnin.report.plots import Axes
 from obatchd.burnin.report.style import STYLE
 from obatchd.documents.burnin import BurninGpuPages, BurninReport
@@ -136,7 +147,7 @@ def _stressed_table(report: BurninReport) -> str:
             "of what was free": _figure(memory.covered_percent if memory else None, " %"),
             "Host, GB/s": scaled(slowest_link(loads, "to_host", "from_host"), 1e9),
             "Peers, GB/s": scaled(slowest_link(loads, "to_peer"), 1e9),
-            "Most power": _figure(max((p.power_percent or 0 for p in gpu.phases), default=None), " %"),
+            "Most power": _figure(most_power_percent(gpu), " %"),
             "Wrong": str(loads.wrong_tiles + loads.wrong_words or "none"),
         }
         names = numbers.keys()
@@ -146,6 +157,7 @@ def _stressed_table(report: BurninReport) -> str:
     return (
         "<h3>Matrix products, memory, links</h3>"
         f"<table><thead><tr><th>GPU</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        + (f"<p>{TOO_SHORT}</p>" if is_too_short(gpu.stress_loads for gpu in report.gpus) else "")
     )
 
 
@@ -239,6 +251,9 @@ def _measures(gpu: BurninGpuPages, report: BurninReport) -> str:
         "Slots busy": _figure(stress.slots_busy_percent, " %"),
         "Utilisation": _figure(stress.utilisation_percent, " %"),
         "Power, median": f"{_figure(stress.power_w, ' W')} ({_figure(stress.power_percent, ' % of the limit')})",
+        "Hottest": f"{_figure(stress.temp_c, ' °C', 0)}, memory {_figure(stress.memory_temp_c, ' °C', 0)}",
+        "PCIe": _pcie(gpu),
+        "NVLink errors": None if (errors := nvlink_errors(gpu)) is None else f"{errors:,}",
         "Memory filled": _figure(stress.vram_percent, " %"),
         "Answers": f"{work.requests:,} with {counted(work.tokens, 'token')}, {work.failed:,} failed",
         "Speed, last hour": _figure(work.tokens_per_s, " tokens/s"),
@@ -253,10 +268,19 @@ def _measures(gpu: BurninGpuPages, report: BurninReport) -> str:
         if counter.change
     }
     counters = f"<h3>Counters that changed</h3>{_facts(changed)}" if changed else ""
-    return f"<h3>Measured</h3>{_facts(facts)}{_stressed(gpu.stress_loads)}{_by_phase(gpu)}{counters}"
+    return f"<h3>Measured</h3>{_facts(facts)}{_stressed(gpu.stress_loads, report)}{_by_phase(gpu)}{counters}"
 
 
-def _stressed(loads: StressLoads) -> str:
+def _pcie(gpu: BurninGpuPages) -> str | None:
+    """The link as it was, beside the best that the card can have."""
+    (generation, lanes), card = pcie_link(gpu), gpu.identity
+    if generation is None or lanes is None:
+        return None
+    best, most = (f" of {limit}" if limit else "" for limit in (card.pcie_gen_max, card.pcie_width_max))
+    return f"generation {generation}{best}, {lanes}{most} lanes"
+
+
+def _stressed(loads: StressLoads, report: BurninReport) -> str:
     """Everything about the loads beside the model."""
     facts: dict[str, Any] = {"Library": loads.library, "Ended early": loads.ended}
     for product in loads.products:
@@ -276,7 +300,8 @@ def _stressed(loads: StressLoads) -> str:
             facts[name] = f"{scaled(link.bytes_per_s, 1e9)} GB/s{_median(link.of_median_percent)}"
     peers = sorted((link for link in loads.links if link.kind == "to_peer"), key=lambda link: link.bytes_per_s)
     if peers:
-        slowest = f"{scaled(peers[0].bytes_per_s, 1e9)} GB/s{_median(peers[0].of_median_percent)} to {peers[0].peer}"
+        name = next((f"GPU {gpu.index}" for gpu in report.gpus if gpu.uuid == peers[0].peer), peers[0].peer)
+        slowest = f"{scaled(peers[0].bytes_per_s, 1e9)} GB/s{_median(peers[0].of_median_percent)} to {name}"
         facts["To peers"] = f"{counted(len(peers), 'GPU')}, the slowest {slowest}"
     for each in loads.outside:
         facts[each.program] = f"{each.outcome}{f': {each.text}' if each.text else ''}"

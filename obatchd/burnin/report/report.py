@@ -108,7 +108,7 @@ def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
             return f"{counted(bad, 'GPU')} of {count} failed. Take {'it' if bad == 1 else 'them'} out of production."
         case _:
             found = f"{counted(bad, 'GPU')} of {count} cannot be judged"
-            return f"{found}: too little work ran on {'it' if bad == 1 else 'them'}, or readings are missing."
+            return f"{found}: nobody knows whether {'it is' if bad == 1 else 'they are'} sound. The reasons say why."
 
 
 def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import textwrap
 
-from obatchd.burnin.report.figures import fastest_precision, load_words, products, scaled, slowest_link
-from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, ComparedGroup, Comparison
+from obatchd.burnin.report.figures import (
+    TOO_SHORT,
+    fastest_precision,
+    is_too_short,
+    load_words,
+    most_power_percent,
+    products,
+    scaled,
+    slowest_link,
+)
+from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, ComparedGpu, ComparedGroup, Comparison
 from obatchd.times import duration
 from obatchd.words import binary_size, counted, three_digits
 
@@ -61,7 +70,6 @@ def _stressed(report: BurninHead | BurninReport) -> list[str]:
     ]
     for gpu in report.gpus:
         loads, memory = gpu.stress_loads, gpu.stress_loads.memory
-        peak = max((phase.power_percent or 0 for phase in gpu.phases), default=None)
         covered = "–" if memory is None else binary_size(memory.covered_bytes)
         if memory is not None and memory.covered_percent is not None:
             covered += f" {memory.covered_percent:.0f} %"
@@ -69,10 +77,11 @@ def _stressed(report: BurninHead | BurninReport) -> list[str]:
             f"{gpu.index:<3} {scaled(products(loads).get(precision), 1e12):>12} "
             f"{scaled(memory.bytes_per_s if memory else None, 1e9):>8} {covered:>14} "
             f"{scaled(slowest_link(loads, 'to_host', 'from_host'), 1e9):>9} "
-            f"{scaled(slowest_link(loads, 'to_peer'), 1e9):>9} {_cell(peak, ' %'):>10}  "
+            f"{scaled(slowest_link(loads, 'to_peer'), 1e9):>9} {_cell(most_power_percent(gpu), ' %'):>10}  "
             f"{loads.wrong_tiles + loads.wrong_words or 'none'}"
         )
-    return lines
+    short = is_too_short(gpu.stress_loads for gpu in report.gpus)
+    return [*lines, *textwrap.wrap(TOO_SHORT, _WIDTH)] if short else lines
 
 
 def _cell(value: float | None, unit: str) -> str:
@@ -109,14 +118,9 @@ def comparison(document: Comparison) -> str:
     lines = textwrap.wrap(f"{document.verdict}: {document.meaning}", _WIDTH)
     width = min(20, max(len("HOST"), *(len(row.hostname) for group in document.groups for row in group.gpus)))
     for group in document.groups:
-        slots = counted(group.slots, "slot") if group.slots else "slots unknown"
         lines += [
             "",
-            *textwrap.wrap(
-                f"{group.name}, {group.model or 'no model'}, context {group.context_length or 'unknown'}, "
-                f"{slots}: median {_tokens(group.tokens_per_s)} tokens/s",
-                _WIDTH,
-            ),
+            *textwrap.wrap(_heading(group), _WIDTH),
             f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'OWN VERDICT':<15} {'TOKENS/S':>9} "
             f"{'OF MEDIAN':>10} {'TOKENS/J':>9} {'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  COMPARED",
         ]
@@ -128,9 +132,20 @@ def comparison(document: Comparison) -> str:
                 f"{_cell(row.power_percent, ' %'):>6} {_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
             )
         lines += _stressed_beside(group, width)
+        lines += _hardware_beside(group, width)
         lines += [f"  {text}" for text in group.hosts]
     lines += ["", *document.left_out] if document.left_out else []
     return "\n".join(lines)
+
+
+def _heading(group: ComparedGroup) -> str:
+    if not group.model:
+        return f"{group.name}, no model"
+    slots = counted(group.slots, "slot") if group.slots else "slots unknown"
+    return (
+        f"{group.name}, {group.model}, context {group.context_length or 'unknown'}, {slots}: median "
+        f"{_tokens(group.tokens_per_s)} tokens/s"
+    )
 
 
 def _stressed_beside(group: ComparedGroup, width: int) -> list[str]:
@@ -154,3 +169,26 @@ def _stressed_beside(group: ComparedGroup, width: int) -> list[str]:
         covered = "–" if row.covered_bytes is None else binary_size(row.covered_bytes)
         lines.append(f"{line} {covered:>10}")
     return lines
+
+
+def _hardware_beside(group: ComparedGroup, width: int) -> list[str]:
+    """How hard each card was driven, what it is connected by, and what was wrong."""
+    head = f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'MOST POWER':>10} {'HOTTEST':>7} {'MEMORY':>7} {'OF FREE':>7}"
+    lines = ["", f"{head} {'PCIE':<10} {'NVLINK ERRORS':>13}  WRONG"]
+    for row in group.gpus:
+        errors = "–" if row.nvlink_errors is None else f"{row.nvlink_errors:,}"
+        lines.append(
+            f"{row.hostname[:width]:<{width}} {row.run:<16} {row.index:<4} {_cell(row.most_power_percent, ' %'):>10} "
+            f"{_cell(row.temp_c, ' °C'):>7} {_cell(row.memory_temp_c, ' °C'):>7} "
+            f"{_cell(row.covered_percent, ' %'):>7} {_pcie(row):<10} {errors:>13}  {_wrong(row)}"
+        )
+    return lines
+
+
+def _pcie(row: ComparedGpu) -> str:
+    known = [f"gen {row.pcie_gen}"] if row.pcie_gen else []
+    return " ".join([*known, *([f"×{row.pcie_width}"] if row.pcie_width else [])]) or "–"
+
+
+def _wrong(row: ComparedGpu) -> str:
+    return f"{row.wrong:,}, the first: {row.wrong_at}" if row.wrong and row.wrong_at else f"{row.wrong or 'none'}"

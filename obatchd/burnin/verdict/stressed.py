@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from obatchd.burnin.journal.records import Consequence, WrongResult
@@ -26,12 +25,14 @@ _HUNG = (
     "Look at dmesg and nvidia-smi, reset the GPU or reboot the host, then run the burn-in again; a GPU whose driver "
     "hangs again under load is for the vendor."
 )
+_ABSENT_NOW = "Put that right, and run the burn-in again; nothing was found against the GPU itself."
 _ENDED = {
+    **dict.fromkeys(_ABSENT, _ABSENT_NOW),
     "hung": _HUNG,
     "died": "Look at dmesg (out of memory? an XID?) and at the log of obatchd, then run the burn-in again.",
     "memory_limit": "Update the driver and the stress library, or raise burnin.stress_memory_mib; then run it again.",
 }
-_LINKS = {"to_host": "to the host", "from_host": "from the host", "to_peer": "to GPU {peer}"}
+_LINKS = {"to_host": "to the host", "from_host": "from the host", "to_peer": "to {peer}"}
 
 
 def of_wrong(evidence: Evidence, siblings: Sequence[Evidence]) -> Iterator[Reason]:
@@ -64,18 +65,24 @@ def _where(record: WrongResult | None) -> str:
 
 def _of_firsts(evidence: Evidence, siblings: Sequence[Evidence]) -> Iterator[Reason]:
     """Products that are wrong each time in the same way: the same product has another result than on its siblings."""
+    unclear = None
     for precision, own in evidence.firsts.items():
         others = [s.firsts[precision] for s in siblings if precision in s.firsts and _same_library(evidence, s)]
         if own in others or not others:
             continue
-        if len(others) >= _LIKE - 1 and len(Counter(others)) == 1:
+        if len(others) >= _LIKE - 1 and len(set(others)) == 1:
             text = f"its products in {precision} repeat themselves, but all {len(others)} others of its kind agree on "
             yield Reason("fail", WRONG_RESULT, f"{text}another result", DIAGNOSE)
             return
-        if len(others) == 1:
-            text = f"its products in {precision} differ from those of the other GPU of its kind: one of them is wrong, "
-            yield Reason("inconclusive", "results_differ", f"{text}and nobody can say which", DIAGNOSE)
-            return
+        than = (
+            "that of the other GPU of its kind: one of them is wrong"
+            if len(others) == 1
+            else f"those of all {len(others)} others of its kind, which differ among themselves: some are wrong"
+        )
+        text = f"the result of its products in {precision} differs from {than}, and nobody can say which"
+        unclear = unclear or Reason("inconclusive", "results_differ", text, DIAGNOSE)
+    if unclear is not None:
+        yield unclear
 
 
 def _same_library(one: Evidence, other: Evidence) -> bool:
@@ -91,7 +98,7 @@ def of_ends(evidence: Evidence) -> Iterator[Reason]:
             yield Reason("fail", "memory_error", text, _MEMORY.format(gpu=evidence.unit.index), ended.at_s)
         elif ended.code == "stopped":
             yield Reason("note", "stress_stopped", words, at_s=ended.at_s)
-        elif ended.code not in _ABSENT:
+        elif ended.code not in _ABSENT or _was_idle(evidence):
             yield Reason("inconclusive", f"stress_{ended.code}", words, _ENDED.get(ended.code, _HUNG), ended.at_s)
     for outside in evidence.loads.outside:
         signal = outside.program.replace("-", "_")
@@ -105,18 +112,24 @@ def of_ends(evidence: Evidence) -> Iterator[Reason]:
                 yield Reason("note", f"{signal}_partly", text)
 
 
+def _was_idle(evidence: Evidence) -> bool:
+    """Whether loads that could not be had left the GPU idle for so long that nothing was shown."""
+    least = evidence.plan.limits.least_loaded_percent
+    return 100 * evidence.stress.loaded_s < least * max(evidence.asked_s, 1e-3)
+
+
 class _Slow(NamedTuple):
     slower_percent: float
     text: str
 
 
-def of_speeds(evidence: Evidence) -> Iterator[Reason]:
+def of_speeds(evidence: Evidence, others: Sequence[Evidence]) -> Iterator[Reason]:
     """Products, memory and links against GPUs like it; of several the slowest."""
-    limits = evidence.plan.limits
+    limits, names = evidence.plan.limits, {other.unit.uuid: f"GPU {other.unit.index}" for other in others}
     for signal, slow, action in (
         ("slow_compute", _slow_products(evidence.loads), COMPARE),
         ("slow_memory", _slow_memory(evidence.loads), COMPARE),
-        ("slow_link", _slow_links(evidence.loads), _LINK),
+        ("slow_link", _slow_links(evidence.loads, names), _LINK),
     ):
         worst = max(slow, default=None)
         if worst is None or worst.slower_percent <= limits.slower_warn_percent:
@@ -142,10 +155,11 @@ def _slow_memory(loads: StressLoads) -> Iterator[_Slow]:
         yield _Slow(100 - memory.of_median_percent, f"{three_digits(memory.bytes_per_s / 1e9)} GB/s of memory")
 
 
-def _slow_links(loads: StressLoads) -> Iterator[_Slow]:
+def _slow_links(loads: StressLoads, names: Mapping[str, str]) -> Iterator[_Slow]:
+    """``names`` of peers, by UUID."""
     for each in loads.links:
         if each.of_median_percent is not None:
-            way = _LINKS[each.kind].format(peer=each.peer)
+            way = _LINKS[each.kind].format(peer=names.get(each.peer, each.peer))
             yield _Slow(100 - each.of_median_percent, f"{three_digits(each.bytes_per_s / 1e9)} GB/s {way}")
 
 
@@ -157,12 +171,12 @@ def of_coverage(evidence: Evidence) -> Iterator[Reason]:
     absent = [ended.text for ended in evidence.ended if ended.code in _ABSENT]
     if plan.left_out or absent:
         names = " and ".join(plan.left_out or ("compute", "memory"))
-        verb = "were" if len(plan.left_out) != 1 else "was"
-        text = f"{names} {verb} not loaded: {next(iter([*plan.left_out.values(), *absent]))}"
+        loads = "load" if len(plan.left_out) == 1 else "loads"
+        text = f"without the {loads} {names}: {next(iter([*plan.left_out.values(), *absent]))}"
         yield Reason("note", LOW_STRESS, text)
     if "memory" not in plan.loads:
         if "memory" not in plan.left_out:
-            yield Reason("note", LOW_STRESS, "its memory was not covered: the run had no load memory")
+            yield Reason("note", LOW_STRESS, "its memory was not covered: the run was without the load memory")
         return
     if absent:
         return

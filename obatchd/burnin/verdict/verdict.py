@@ -86,7 +86,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]
         *stressed.of_wrong(evidence, of_kind),
         *_of_canaries(evidence),
         *_of_speed(evidence, siblings),
-        *stressed.of_speeds(evidence),
+        *stressed.of_speeds(evidence, of_kind),
         *_of_energy(evidence, siblings),
         *_of_work(evidence),
         *stressed.of_work(evidence),

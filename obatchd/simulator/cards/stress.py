@@ -17,6 +17,6 @@ def open_device(directory: Path, index: int, peers: Sequence[str] = ()) -> Devic
     try:
         from obatchd.simulator.cards.device import SimulatedDevice
     except ImportError as error:
-        words = f"Stand-in GPUs need numpy for this load ({error}): pip install numpy"
+        words = f"Stand-in GPUs need numpy for this load ({error}): pip install 'obatchd[simulator]'"
         raise DeviceError(words, code="no_library") from None
     return SimulatedDevice(directory, index, peers)

@@ -85,6 +85,10 @@ const fastest = (gpu) => gpu.stress_loads.products.filter((each) => each.operati
 const linkOf = (gpu, peers) => gpu.stress_loads.links.filter((link) => (link.kind === 'to_peer') === peers).sort((a, b) => a.bytes_per_s - b.bytes_per_s)[0];
 const inUnit = (value, unit) => (value === undefined || value === null ? NONE : rate(value / unit));
 const wrongOf = ({ stress_loads: loads }) => loads.wrong_tiles + loads.wrong_words;
+const mostPower = (gpu) => gpu.phases.map((phase) => phase.power_percent).filter((percent) => percent !== null).sort((a, b) => b - a)[0] ?? gpu.stress.power_percent;
+// The generation falls while a card is idle, so the higher one counts.
+const pcieOf = ({ counters: { pcie_gen: gen, pcie_width: lanes } }) => (gen && lanes ? `gen ${Math.max(gen.start, gen.end)} ×${Math.min(lanes.start, lanes.end)}` : NONE);
+const nvlinkErrors = ({ counters }) => Object.entries(counters).filter(([name]) => name.startsWith('nvlink_')).reduce((sum, [, counter]) => (sum ?? 0) + counter.change, null);
 const STRESSED = [
   { name: 'GPU', by: (gpu) => gpu.index, cell: (gpu) => html`<b>${gpu.index}</b>` },
   { name: 'TFLOP/s', kind: 'n', by: (gpu) => fastest(gpu)?.operations_per_s, cell: (gpu) => html`${inUnit(fastest(gpu)?.operations_per_s, 1e12)} <span class="quiet">${fastest(gpu)?.precision}</span>` },
@@ -93,6 +97,10 @@ const STRESSED = [
   { name: 'of what was free, %', kind: 'n wide', by: (gpu) => gpu.stress_loads.memory?.covered_percent, cell: (gpu) => number(gpu.stress_loads.memory?.covered_percent) },
   { name: 'Host, GB/s', kind: 'n', by: (gpu) => linkOf(gpu, false)?.bytes_per_s, cell: (gpu) => inUnit(linkOf(gpu, false)?.bytes_per_s, 1e9) },
   { name: 'Peers, GB/s', kind: 'n', by: (gpu) => linkOf(gpu, true)?.bytes_per_s, cell: (gpu) => inUnit(linkOf(gpu, true)?.bytes_per_s, 1e9) },
+  { name: 'PCIe', kind: 'wide', by: pcieOf, cell: pcieOf },
+  { name: 'NVLink errors', kind: 'n wide', by: nvlinkErrors, cell: (gpu) => number(nvlinkErrors(gpu)) },
+  { name: 'Most power, %', kind: 'n wide', by: mostPower, cell: (gpu) => number(mostPower(gpu)) },
+  { name: 'Memory, highest °C', kind: 'n wide', by: (gpu) => gpu.stress.memory_temp_c, cell: (gpu) => number(gpu.stress.memory_temp_c) },
   { name: 'Wrong', kind: 'n', by: wrongOf, cell: (gpu) => html`<span class=${wrongOf(gpu) ? 'is-bad' : ''}>${number(wrongOf(gpu))}</span>` },
 ];
 const wrongPlaces = ({ stress_loads: loads }) => (!loads.wrong.length && !loads.ended ? null : html`${loads.wrong.slice(0, 4).map((each) => html`<span class="is-bad">${visible(each.place)}</span> <span class="quiet">${visible(each.pattern)}: ${each.found}, not ${each.expected} (${time(each.at)})</span><br />`)}${visible(loads.ended)}`);
