@@ -24,6 +24,7 @@ from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.dispatch.trials import Suspicion, Trials
 from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork
 from obatchd.dispatch.tuning.tuner import Tuner
+from obatchd.dispatch.workers import LOCAL, WorkerMaker
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
@@ -74,11 +75,11 @@ class Dispatcher:
         holds.listen(self)
         queue.listen(self)
 
-    async def start(self, servers: Iterable[ServerPort]) -> None:
-        """Start a worker for each server."""
+    async def start(self, servers: Iterable[ServerPort], workers: WorkerMaker = LOCAL) -> None:
+        """Start a worker for each server, made by ``workers``."""
         at_work = self._offering.at_work
         for server in servers:
-            self.links[server.id] = Link(server, self._settings, at_work)
+            self.links[server.id] = Link(server, self._settings, at_work, workers)
         await self._keeper.start()
 
     async def stop(self) -> None:

@@ -9,10 +9,10 @@ from typing import Protocol
 import attrs
 
 from obatchd import log
-from obatchd.child import Child, End, Keeper
+from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.link import Link, Waker
-from obatchd.dispatch.worker import worker
+from obatchd.dispatch.workers import WorkerHandle
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
@@ -41,11 +41,11 @@ class WorkerKeeper:
 
     async def start(self) -> None:
         """Start a worker for each server."""
-        keepers = [_Place(link, self._events).keeper for link in self._links.values()]
-        for keeper in keepers:
-            self._tasks.start(keeper.run(), keeper.name)
+        lives = [link.workers.keep(link.server.id, _Place(link, self._events)) for link in self._links.values()]
+        for life in lives:
+            self._tasks.start(life.run(), life.name)
         self._tasks.start(self._tick(), "dispatch-tick")
-        await asyncio.gather(*(keeper.tried.wait() for keeper in keepers))
+        await asyncio.gather(*(life.tried.wait() for life in lives))
 
     async def _tick(self) -> None:
         while True:
@@ -68,18 +68,21 @@ class WorkerKeeper:
 
 
 class _Place:
-    """That of a worker at one server; the parent of whichever worker is there."""
+    """That of the workers at one server. Implements :class:`obatchd.dispatch.workers.WorkerPlace`."""
 
     def __init__(self, link: Link, events: WorkerEvents) -> None:
-        self.keeper = Keeper(f"worker-{link.server.id}", worker.main, protocol.to_main, self)
         self._link = link
         self._events = events
 
-    def started(self, child: Child) -> None:
-        _log.info("worker_started", server=self._link.server.id, pid=child.pid)
-        self._link.worker, self._link.configured = child, None
+    def started(self, worker: WorkerHandle) -> None:
+        _log.info("worker_started", server=self._link.server.id, pid=worker.pid)
+        self._link.worker, self._link.configured = worker, None
         self._link.unheard_ticks = 0
         self._link.contexts.clear()
+        worker.listen(self)
+        self._events.wake()
+
+    def drained(self) -> None:
         self._events.wake()
 
     def heard(self, message: protocol.ToMain) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from obatchd.child import Child
 from obatchd.counters import WorkByModel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import Failed
@@ -18,6 +17,7 @@ from obatchd.dispatch.tuning.ports import TunableServer
 from obatchd.dispatch.tuning.window import Window
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.dispatch.worker import embedding
+from obatchd.dispatch.workers import LOCAL, WorkerHandle, WorkerMaker
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
@@ -103,11 +103,14 @@ class Offered(msgspec.Struct, eq=False):
 class Link:
     """One server and its worker."""
 
-    def __init__(self, server: ServerPort, settings: Current[Settings], at_work: AtWork) -> None:
+    def __init__(
+        self, server: ServerPort, settings: Current[Settings], at_work: AtWork, workers: WorkerMaker = LOCAL
+    ) -> None:
         self.server = server
+        self.workers = workers  # knows where its workers run
         self._settings = settings
         self._at_work = at_work  # the families of all servers
-        self.worker: Child | None = None
+        self.worker: WorkerHandle | None = None
         self.configured: protocol.Configure | None = None
         self.offers: dict[tuple[int, int], Offered] = {}  # changed by ``give``, ``take_back`` and ``take_all`` alone
         self.contexts: set[int] = set()

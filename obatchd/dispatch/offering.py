@@ -8,12 +8,12 @@ from collections.abc import Mapping, Set
 import attrs
 
 from obatchd import log
-from obatchd.child import Child
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.outcomes import LEAST_LIMIT_S, OutcomeHandler
 from obatchd.dispatch.protocol import OfferItem
+from obatchd.dispatch.workers import WorkerHandle
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.places import AtWork, Places
@@ -201,7 +201,7 @@ class Offering:
             link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()
 
-    def _introduce(self, worker: Child, job: int) -> bool:
+    def _introduce(self, worker: WorkerHandle, job: int) -> bool:
         """Make a job known to a worker. One whose settings no message can hold ends by that, and keeps up nobody."""
         try:
             worker.send(self._events.context_of(job))

@@ -8,13 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import msgspec
-import pytest
 from settings_support import in_force
 from task_support import Failures
 from work_support import NoFeeder
 
-from obatchd.child import End, Parent, frame
-from obatchd.dispatch import keeper as keeper_module
+from obatchd.child import Drained, End, frame
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import Failed, Finished
@@ -22,6 +20,7 @@ from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.dispatch.tuning.ports import TunableServer
+from obatchd.dispatch.workers import WorkerLife, WorkerMaker, WorkerPlace
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
@@ -118,9 +117,9 @@ class FakeWorker:
     unstartable = 0  # this many starts fail
     made: ClassVar[list[FakeWorker]] = []
 
-    def __init__(self, name: str, parent: Parent[protocol.ToMain]) -> None:
+    def __init__(self, name: str, place: WorkerPlace) -> None:
         self.name = name
-        self.tell = parent.heard
+        self.tell = place.heard
         self.dead = asyncio.Event()
         self.sent: list[protocol.ToWorker] = []
         self.held: dict[Key, OfferItem] = {}
@@ -129,8 +128,13 @@ class FakeWorker:
         self.answers_recalls = True
         self.killed = False
         self.pid = 4711
+        self.is_full = False
+        self.listener: Drained | None = None
 
-    def send(self, message: protocol.ToWorker) -> None:
+    def listen(self, listener: Drained) -> None:
+        self.listener = listener
+
+    def send(self, message: Any) -> bool:
         frame(message)  # as a real one does: not every message can be sent
         self.sent.append(message)
         match message:
@@ -149,6 +153,7 @@ class FakeWorker:
                 key = (message.job, message.line)
                 known = [key] if self.held.pop(key, None) is not None else []
                 asyncio.get_running_loop().call_soon(self.tell, protocol.Returned(known))
+        return True
 
     def say(self, key: Key, text: str) -> None:
         """A piece of an answer has come."""
@@ -207,13 +212,14 @@ class FakeWorker:
         self.killed = True
 
 
-class FakeKeeper:
+class FakeLife:
     """Keeps a fake worker at one server."""
 
-    def __init__(self, name: str, work: Any, decoder: Any, parent: Parent[protocol.ToMain]) -> None:
-        self.name = name
+    def __init__(self, server_id: str, place: WorkerPlace) -> None:
+        self.name = f"worker-{server_id}"
         self.tried = asyncio.Event()
-        self._parent = parent
+        self._server_id = server_id
+        self._place = place
 
     async def run(self) -> None:
         while True:
@@ -221,15 +227,22 @@ class FakeKeeper:
                 FakeWorker.unstartable -= 1
                 end = End("cannot be started: no more processes", 0.0)
             else:
-                worker: Any = FakeWorker(self.name.removeprefix("worker-"), self._parent)
+                worker = FakeWorker(self._server_id, self._place)
                 FakeWorker.made.append(worker)
-                self._parent.started(worker)
-                self._parent.heard(protocol.Hello(worker.pid))
+                self._place.started(worker)
+                self._place.heard(protocol.Hello(worker.pid))
                 self.tried.set()
                 await worker.dead.wait()
                 end = End("died", 10.0)
-            self._parent.ended(end)
+            self._place.ended(end)
             await asyncio.sleep(0)
+
+
+class FakeWorkers:
+    """Makes fake workers."""
+
+    def keep(self, server_id: str, place: WorkerPlace) -> WorkerLife:
+        return FakeLife(server_id, place)
 
 
 async def settle() -> None:
@@ -276,8 +289,7 @@ class Told:
 class Rig:
     """A dispatcher with its queue, servers and workers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, **settings: Any):
-        monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
+    def __init__(self, *ports: Port, **settings: Any):
         FakeWorker.unstartable, FakeWorker.made = 0, []
         self.settings = in_force(dispatch={"switch_after_s": 1e-9} | settings)
         self.ports = {port.id: port for port in ports}
@@ -296,6 +308,7 @@ class Rig:
         self.fetches = feeder.fetches
         self.queue = JobQueue(feeder)
         self.failures = Failures()
+        self.workers: WorkerMaker = FakeWorkers()
         self.dispatcher = Dispatcher(
             self.queue,
             self.settings,
@@ -313,7 +326,7 @@ class Rig:
         return []
 
     async def start(self) -> Rig:
-        await self.dispatcher.start(self.ports.values())
+        await self.dispatcher.start(self.ports.values(), self.workers)
         await settle()
         return self
 
@@ -350,13 +363,13 @@ Make = Callable[..., Awaitable[Rig]]
 
 
 @asynccontextmanager
-async def rigs(monkeypatch: pytest.MonkeyPatch, slots: int) -> AsyncIterator[Make]:
+async def rigs(slots: int) -> AsyncIterator[Make]:
     """Makes dispatchers, on one server with so many slots unless told otherwise, and stops them at the end."""
     made: list[Rig] = []
 
     async def make(servers: int = 1, slots: int = slots, **settings: Any) -> Rig:
         ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **settings).start())
+        made.append(await Rig(*ports, **settings).start())
         return made[-1]
 
     yield make

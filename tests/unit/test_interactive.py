@@ -47,12 +47,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> AsyncIterator[Make]:
+async def make(clock: Clock) -> AsyncIterator[Make]:
     made: list[Rig] = []
 
     async def make(servers: int = 1, slots: int = 2, loaded: Any = SMALL, **settings: Any) -> Rig:
         ports = [Port(f"gpu{i}", slots, loaded) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **{"interactive_slots": 0} | settings).start())
+        made.append(await Rig(*ports, **{"interactive_slots": 0} | settings).start())
         return made[-1]
 
     yield make
