@@ -24,7 +24,7 @@ from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.dispatch.trials import Suspicion, Trials
 from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork
 from obatchd.dispatch.tuning.tuner import Tuner
-from obatchd.dispatch.workers import LOCAL, WorkerMaker
+from obatchd.dispatch.workers import LOCAL, WorkerLife, WorkerMaker
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
@@ -76,11 +76,34 @@ class Dispatcher:
         queue.listen(self)
 
     async def start(self, servers: Iterable[ServerPort], workers: WorkerMaker = LOCAL) -> None:
-        """Start a worker for each server, made by ``workers``."""
-        at_work = self._offering.at_work
-        for server in servers:
-            self.links[server.id] = Link(server, self._settings, at_work, workers)
-        await self._keeper.start()
+        """Attach the servers that there are at first, and give their workers a moment to come."""
+        await self._keeper.start([self._attach(server, workers) for server in servers])
+
+    def attach(self, server: ServerPort, workers: WorkerMaker = LOCAL) -> None:
+        """Give a server work from now on, by workers that ``workers`` makes; nobody waits for the first one."""
+        self._attach(server, workers)
+        self.wake()
+
+    def _attach(self, server: ServerPort, workers: WorkerMaker) -> WorkerLife:
+        if server.id in self.links:
+            raise ValueError(f"{server.id} is attached already")
+        link = self.links[server.id] = Link(server, self._settings, self._offering.at_work, workers)
+        return self._keeper.attach(link)
+
+    async def detach(self, server: ServerPort) -> None:
+        """Give a server no more work, let others answer what it holds at once, and wait for the end of its worker.
+
+        That costs no attempt. Whoever wants its answers empties it first (``vacate``).
+        """
+        link = self.links.pop(server.id, None)
+        if link is None:
+            return
+        _log.info("server_detached", server=server.id, requests=len(link.offers))
+        if link.loading is not None:
+            link.loading.cancel()
+        self._outcomes.gone(link, Cause.SERVER_WITHDRAWN.fault(f"server {server.id} is not obatchd's any more"))
+        self.wake()
+        await self._keeper.detach(link)
 
     async def stop(self) -> None:
         """End every worker; requests that they still hold stay pending in the store."""
@@ -213,7 +236,7 @@ class Dispatcher:
         """Wait until nothing is at a worker, for ``timeout_s`` at most or until ``give_up_waiting``."""
 
         async def idle() -> None:
-            for link in self.links.values():
+            for link in list(self.links.values()):  # some may come and go meanwhile
                 await link.server.idle.wait()
 
         waits = [asyncio.create_task(idle()), asyncio.ensure_future(self._given_up.wait())]

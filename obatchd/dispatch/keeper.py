@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -12,13 +12,14 @@ from obatchd import log
 from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.link import Link, Waker
-from obatchd.dispatch.workers import WorkerHandle
+from obatchd.dispatch.workers import WorkerHandle, WorkerLife
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _TICK_S = 1.0
 _ASK_TICKS = 5  # a busy worker speaks every second
 _HUNG_TICKS = 30
+_FIRST_S = 10.0  # the start of the daemon waits no longer for first workers: one may be far away, or never come
 
 
 class WorkerEvents(Waker, Protocol):
@@ -39,13 +40,29 @@ class WorkerKeeper:
     _events: WorkerEvents
     _tasks: TaskSet
 
-    async def start(self) -> None:
-        """Start a worker for each server."""
-        lives = [link.workers.keep(link.server.id, _Place(link, self._events)) for link in self._links.values()]
-        for life in lives:
-            self._tasks.start(life.run(), life.name)
+    _running: dict[str, asyncio.Task[None]] = attrs.field(factory=dict, init=False)  # by server
+
+    async def start(self, lives: Sequence[WorkerLife]) -> None:
+        """Begin to listen for workers that hang, and wait a moment for the first ones of ``lives``."""
         self._tasks.start(self._tick(), "dispatch-tick")
-        await asyncio.gather(*(life.tried.wait() for life in lives))
+        tried = [asyncio.create_task(life.tried.wait()) for life in lives]
+        if tried:
+            _, untried = await asyncio.wait(tried, timeout=_FIRST_S)
+            for each in untried:
+                each.cancel()
+
+    def attach(self, link: Link) -> WorkerLife:
+        """Keep workers at a server from now on."""
+        life = link.workers.keep(link.server.id, _Place(link, self._events))
+        self._running[link.server.id] = self._tasks.start(life.run(), life.name)
+        return life
+
+    async def detach(self, link: Link) -> None:
+        """Keep none any more, and wait for the end of the one that is there."""
+        link.worker = None
+        running = self._running.pop(link.server.id)
+        running.cancel()
+        await asyncio.wait([running])
 
     async def _tick(self) -> None:
         while True:

@@ -139,12 +139,31 @@ class OutcomeHandler:
                 self.requeue(offered.taken)
         link.counted()
 
+    def gone(self, link: Link, fault: faults.Fault) -> None:
+        """A worker is gone, or its server is, and nobody is to blame: whatever it held goes back as if not offered."""
+        self.trials.not_controlled(link)
+        jobs: set[int] = set()
+        for key, offered in link.take_all().items():
+            if offered.started_s:
+                link.faults[fault.kind, fault.code] += 1
+                jobs.add(key[0])
+            if offered.recorded and key[0] != INTERACTIVE:
+                self._interrupted(link, key, offered)
+            self.requeue(offered.taken)
+        for job in jobs:
+            self._events.hindered(job, f"{link.server.id}: {fault.message}")
+        link.counted()
+
     def interrupted(self, link: Link) -> None:
         """The daemon ends: without this the next start would count a crash against requests that it cuts short."""
-        for (job, line), offered in link.offers.items():
+        for key, offered in link.offers.items():
             if offered.recorded:
-                attempt = offered.taken.pending.attempt
-                self._events.failed(Failed(job, line, attempt, link.server.id, offered.started_s, INTERRUPTED))
+                self._interrupted(link, key, offered)
+
+    def _interrupted(self, link: Link, key: tuple[int, int], offered: Offered) -> None:
+        """The store knows of an attempt that was cut short: it is to count it neither as a crash nor at all."""
+        attempt = offered.taken.pending.attempt
+        self._events.failed(Failed(*key, attempt, link.server.id, offered.started_s, INTERRUPTED))
 
     def stop(self) -> None:
         """The daemon is told to stop, perhaps with all servers: what fails from now on is cut short by that, and no

@@ -115,6 +115,7 @@ class FakeWorker:
     """In place of a child: holds offers until the test says what becomes of them."""
 
     unstartable = 0  # this many starts fail
+    absent: ClassVar[set[str]] = set()  # servers whose workers never come
     made: ClassVar[list[FakeWorker]] = []
 
     def __init__(self, name: str, place: WorkerPlace) -> None:
@@ -223,6 +224,8 @@ class FakeLife:
 
     async def run(self) -> None:
         while True:
+            if self._server_id in FakeWorker.absent:
+                await asyncio.Event().wait()
             if FakeWorker.unstartable:
                 FakeWorker.unstartable -= 1
                 end = End("cannot be started: no more processes", 0.0)
@@ -232,7 +235,10 @@ class FakeLife:
                 self._place.started(worker)
                 self._place.heard(protocol.Hello(worker.pid))
                 self.tried.set()
-                await worker.dead.wait()
+                try:
+                    await worker.dead.wait()
+                finally:
+                    worker.dead.set()
                 end = End("died", 10.0)
             self._place.ended(end)
             await asyncio.sleep(0)
@@ -290,7 +296,7 @@ class Rig:
     """A dispatcher with its queue, servers and workers."""
 
     def __init__(self, *ports: Port, **settings: Any):
-        FakeWorker.unstartable, FakeWorker.made = 0, []
+        FakeWorker.unstartable, FakeWorker.made, FakeWorker.absent = 0, [], set()
         self.settings = in_force(dispatch={"switch_after_s": 1e-9} | settings)
         self.ports = {port.id: port for port in ports}
         self.finished: list[Finished] = []
@@ -325,7 +331,9 @@ class Rig:
             raise self.missing[model]
         return []
 
-    async def start(self) -> Rig:
+    async def start(self, *absent: str) -> Rig:
+        """Workers of servers that are ``absent`` do not come."""
+        FakeWorker.absent = set(absent)
         await self.dispatcher.start(self.ports.values(), self.workers)
         await settle()
         return self

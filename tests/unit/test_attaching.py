@@ -1,0 +1,159 @@
+"""Servers that come and go while the daemon runs: their links, and what becomes of the requests that they hold.
+
+Of :mod:`obatchd.dispatch.dispatcher`, :mod:`obatchd.dispatch.keeper` and :mod:`obatchd.dispatch.outcomes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from dispatch_support import CRASH, SMALL, Make, Port, Rig, rigs, settle
+
+from obatchd.dispatch import keeper as keeper_module
+from obatchd.dispatch.events import INTERRUPTED
+from obatchd.dispatch.interactive.lease import Question
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    async with rigs(slots=2) as make:
+        yield make
+
+
+def newcomer(rig: Rig, server_id: str = "far0") -> Port:
+    port = rig.ports[server_id] = Port(server_id, 2, SMALL)
+    rig.dispatcher.attach(port, rig.workers)
+    return port
+
+
+async def test_a_server_that_comes_later_gets_work(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 8)
+    newcomer(rig)
+    await settle()
+    assert [len(rig.worker(name).held) for name in ("gpu0", "far0")] == [3, 3]
+    rig.worker("far0").end((1, 4))
+    assert rig.lines() == [(4, True)]
+
+
+async def test_no_server_is_attached_twice(make: Make) -> None:
+    rig = await make()
+    with pytest.raises(ValueError, match="attached already"):
+        rig.dispatcher.attach(rig.ports["gpu0"], rig.workers)
+
+
+async def test_what_a_server_that_leaves_holds_goes_to_others_and_counts_no_attempt(make: Make) -> None:
+    rig = await make()
+    port = newcomer(rig)
+    await settle()
+    await rig.add(1, 4)
+    far = rig.worker("far0")
+    started = list(far.held)[:1]
+    far.begin(*started)
+    assert [start.line for start in rig.dispatcher.unrecorded_starts()] == [started[0][1]]
+    await rig.dispatcher.detach(port)
+    assert far.dead.is_set()
+    assert port.in_flight == 0
+    assert port.idle.is_set()
+    assert list(rig.dispatcher.links) == ["gpu0"]
+    # The store knew of the one that had begun, and the next start must count no crash.
+    assert [(failed.line, failed.attempt, failed.fault) for failed in rig.failed] == [(started[0][1], 1, INTERRUPTED)]
+    near = rig.worker("gpu0")
+    while near.held:
+        assert {item.attempt for item in near.held.values()} == {1}
+        near.end(next(iter(near.held)))
+        await settle()
+    assert sorted(rig.lines()) == [(line, True) for line in range(1, 5)]
+
+
+async def test_a_late_word_of_a_server_that_has_left_changes_nothing(make: Make) -> None:
+    rig = await make()
+    port = newcomer(rig)
+    await rig.add(1, 4)
+    far = rig.worker("far0")
+    key = next(iter(far.held))
+    await rig.dispatcher.detach(port)
+    far.end(key)
+    await settle()
+    assert rig.finished == []
+
+
+async def test_a_server_may_leave_and_come_again(make: Make) -> None:
+    rig = await make()
+    for _ in range(3):
+        port = newcomer(rig)
+        await settle()
+        assert rig.link("far0").worker is rig.worker("far0")
+        await rig.dispatcher.detach(port)
+        await rig.dispatcher.detach(port)  # twice is once
+    newcomer(rig)
+    await rig.add(1, 6)
+    assert len(rig.worker("far0").held) == 3
+
+
+async def test_a_server_that_is_not_there_holds_up_neither_the_start_nor_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeper_module, "_FIRST_S", 0.01)
+    rig = Rig(Port("gpu0", 2, SMALL), Port("far0", 2, SMALL))
+    async with asyncio.timeout(5):
+        await rig.start("far0")
+    await rig.add(1, 4)
+    near = rig.worker("gpu0")
+    for line in range(1, 5):
+        near.end((1, line))
+        await settle()
+    assert len(rig.finished) == 4
+    async with asyncio.timeout(5):
+        await rig.dispatcher.detach(rig.ports["far0"])
+        await rig.dispatcher.stop()
+
+
+async def test_nobody_is_suspected_over_a_crash_of_a_server_that_leaves_before_its_control(make: Make) -> None:
+    rig = await make()
+    port = newcomer(rig)
+    await settle()
+    port.may_load.clear()  # its control does not come about
+    await rig.add(1, 6)
+    far = rig.worker("far0")
+    [key, *_] = far.held
+    far.begin(key)
+    far.end(key, CRASH)
+    await settle()
+    assert rig.dispatcher.suspicion[key].crashes == 1
+    await rig.dispatcher.detach(port)
+    assert rig.dispatcher.suspicion[key].crashes == 0
+    assert rig.link("gpu0").worker is not None
+
+
+async def test_somebody_who_waits_for_an_answer_gets_it_of_another_server(make: Make) -> None:
+    rig = await make(interactive_slots=0)
+    rig.ports["gpu0"].is_ready = False
+    port = newcomer(rig)
+    await settle()
+    lease = rig.dispatcher.desk.ask(Question(b'{"prompt": "why?", "model": "small", "context_length": 4096}'), 1000)
+    await settle()
+    [key] = rig.worker("far0").held
+    rig.ports["gpu0"].is_ready = True
+    await rig.dispatcher.detach(port)
+    await settle()
+    assert rig.worker("gpu0").held[key].attempt == 1
+    rig.worker("gpu0").end(key)
+    assert (await lease.result()).succeeded
+
+
+async def test_the_end_of_a_drain_comes_although_a_server_leaves_meanwhile(make: Make) -> None:
+    rig = await make()
+    port = newcomer(rig)
+    await rig.add(1, 6)
+    rig.dispatcher.holds.hold("stopping")
+    waiting = asyncio.create_task(rig.dispatcher.until_idle(5.0))
+    await settle()
+    await rig.dispatcher.detach(port)
+    near = rig.worker("gpu0")
+    for key in list(near.held):
+        near.end(key)
+    async with asyncio.timeout(5):
+        await waiting
