@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from obatchd import log
+from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.controls import Controls
 from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
@@ -295,8 +296,13 @@ class Dispatcher:
 
     # Events of the workers.
 
-    def worker_lost(self, link: Link, reason: str) -> None:
-        self._outcomes.worker_lost(link, reason)
+    def worker_lost(self, link: Link, end: End) -> None:
+        if end.host:  # preempted, cut off, dead: no request had a part in that, however often it happens
+            words = f"host {end.host} was lost, and the worker of server {link.server.id} with it"
+            self._outcomes.gone(link, Cause.HOST_LOST.fault(words))
+        else:
+            self._outcomes.worker_lost(link, end.words)
+        self.wake()
 
     def worker_said(self, link: Link, message: protocol.ToMain) -> None:
         link.unheard_ticks = 0

@@ -28,8 +28,8 @@ class WorkerEvents(Waker, Protocol):
     def worker_said(self, link: Link, message: protocol.ToMain) -> None:
         """A worker sent a message."""
 
-    def worker_lost(self, link: Link, reason: str) -> None:
-        """A worker is gone, for this reason; its offers are still in the link."""
+    def worker_lost(self, link: Link, end: End) -> None:
+        """A worker is gone; its offers are still in the link."""
 
 
 @attrs.define(eq=False)
@@ -109,5 +109,5 @@ class _Place:
         _log.warning("worker_lost", server=self._link.server.id, reason=end.words)
         self._link.worker = None
         self._link.recalling = 0
-        self._events.worker_lost(self._link, end.words)
+        self._events.worker_lost(self._link, end)
         return end.pause_s

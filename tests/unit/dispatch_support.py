@@ -128,6 +128,7 @@ class FakeWorker:
         self.recalls = 0
         self.answers_recalls = True
         self.killed = False
+        self.lost_host = ""  # what its end says
         self.pid = 4711
         self.is_full = False
         self.listener: Drained | None = None
@@ -206,7 +207,9 @@ class FakeWorker:
             items.append(ResultItem(*key, tried, fault is None, record, took_s, 1, 1, *ended, vectors=vectors))
         self.tell(protocol.Results(items))
 
-    def die(self) -> None:
+    def die(self, host: str = "") -> None:
+        """It ends: by itself, or because ``host`` is lost."""
+        self.lost_host = host
         self.dead.set()
 
     def kill(self) -> None:
@@ -239,7 +242,7 @@ class FakeLife:
                     await worker.dead.wait()
                 finally:
                     worker.dead.set()
-                end = End("died", 10.0)
+                end = End("died", 10.0, worker.lost_host)
             self._place.ended(end)
             await asyncio.sleep(0)
 

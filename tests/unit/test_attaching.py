@@ -14,6 +14,7 @@ from dispatch_support import CRASH, SMALL, Make, Port, Rig, rigs, settle
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch.events import INTERRUPTED
 from obatchd.dispatch.interactive.lease import Question
+from obatchd.dispatch.trials import Suspicion
 
 
 @pytest.fixture
@@ -157,3 +158,83 @@ async def test_the_end_of_a_drain_comes_although_a_server_leaves_meanwhile(make:
         near.end(key)
     async with asyncio.timeout(5):
         await waiting
+
+
+async def test_ten_hosts_lost_in_a_row_count_no_attempt(make: Make) -> None:
+    """As where a scheduler takes one allocation after another away."""
+    rig = await make(max_attempts=2)
+    await rig.add(1, 4)
+    for lost in range(1, 11):
+        worker = rig.worker("gpu0")
+        worker.begin(*list(worker.held)[:2])
+        rig.dispatcher.unrecorded_starts()
+        worker.die(host="node07")
+        await settle()
+        assert rig.worker("gpu0") is not worker
+        assert rig.link("gpu0").faults["nobody", "host_lost"] == 2 * lost
+    assert {failed.fault for failed in rig.failed} == {INTERRUPTED}
+    assert rig.dispatcher.suspicion == {}
+    assert rig.ports["gpu0"].strikes == []
+    assert rig.link("gpu0").attempts_failed == 0
+    assert rig.hindered[-1] == (1, "gpu0: host node07 was lost, and the worker of server gpu0 with it")
+    while held := rig.worker("gpu0").held:
+        assert {(item.attempt, tuple(item.servers)) for item in held.values()} == {(1, ())}
+        rig.worker("gpu0").end(next(iter(held)))
+        await settle()
+    assert sorted(rig.lines()) == [(line, True) for line in range(1, 5)]
+
+
+async def test_a_worker_that_dies_by_itself_still_counts_an_attempt(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.worker("gpu0").begin((1, 1))
+    rig.worker("gpu0").die()
+    await settle()
+    assert rig.worker("gpu0").held[1, 1].attempt == 2
+
+
+async def test_a_suspect_that_loses_its_host_is_tried_alone_again_and_is_not_condemned(make: Make) -> None:
+    rig = await make()
+    rig.dispatcher.suspect(1, {1: Suspicion(crashes=2, servers={"gpu9": 1.0})})
+    await rig.add(1, 1)
+    await settle()
+    for lost in range(10):
+        worker = rig.worker("gpu0")
+        assert list(worker.held) == [(1, 1)]
+        assert rig.link("gpu0").alone is (lost > 0)  # as the test gave it to the queue, it was not set aside at first
+        worker.begin((1, 1))
+        worker.die(host="node07")
+        await settle()
+    assert rig.dispatcher.suspicion[1, 1].alone == 0
+    rig.worker("gpu0").end((1, 1))
+    assert rig.lines() == [(1, True)]
+
+
+async def test_a_crash_just_before_its_host_is_lost_makes_nobody_a_suspect(make: Make) -> None:
+    """A host that is taken away may end its servers first."""
+    rig = await make()
+    await rig.add(1, 2)
+    for _ in range(3):
+        worker = rig.worker("gpu0")
+        rig.ports["gpu0"].may_load.clear()
+        worker.begin(*worker.held)
+        worker.end_all(list(worker.held), CRASH)
+        await settle()
+        worker.die(host="node07")
+        rig.ports["gpu0"].may_load.set()
+        await settle()
+    assert {suspicion.crashes for suspicion in rig.dispatcher.suspicion.values()} == {0}
+
+
+async def test_somebody_who_has_seen_no_part_of_an_answer_keeps_the_question_when_a_host_is_lost(make: Make) -> None:
+    rig = await make(interactive_slots=0)
+    lease = rig.dispatcher.desk.ask(Question(b'{"prompt": "why?", "model": "small", "context_length": 4096}'), 1000)
+    await settle()
+    for _ in range(10):
+        worker = rig.worker("gpu0")
+        [key] = worker.held
+        worker.begin(key)
+        worker.die(host="node07")
+        await settle()
+    rig.worker("gpu0").end(next(iter(rig.worker("gpu0").held)))
+    assert (await lease.result()).succeeded
