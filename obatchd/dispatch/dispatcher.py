@@ -326,11 +326,20 @@ class Dispatcher:
             case protocol.Returned():
                 self._returned(link, message)
             case protocol.Progress():
-                if message.tokens:
-                    link.token_s = time.monotonic()
-                    link.server.progress()
+                self._progressed(link, message)
             case protocol.Hello():
                 link.configure()
+
+    def _progressed(self, link: Link, told: protocol.Progress) -> None:
+        if told.tokens:
+            link.token_s = time.monotonic()
+            link.server.progress()
+        if link.worker is not None and link.differs(told):  # nobody else would ever notice
+            _log.error(
+                "worker_out_of_step", server=link.server.id, pid=link.worker.pid, offered=link.offered, got=told.got,
+                held=told.held, missed=told.offered - told.got_then, expected=len(link.offers),
+            )  # fmt: skip
+            link.worker.kill()
 
     def _returned(self, link: Link, message: protocol.Returned) -> None:
         link.recalling = 0

@@ -17,7 +17,7 @@ from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _TICK_S = 1.0
-_ASK_TICKS = 5  # a busy worker speaks every second
+_ASK_TICKS = 5
 _HUNG_TICKS = 30
 _FIRST_S = 10.0  # the start of the daemon waits no longer for first workers: one may be far away, or never come
 
@@ -65,14 +65,19 @@ class WorkerKeeper:
         await asyncio.wait([running])
 
     async def _tick(self) -> None:
+        ticks = 0
         while True:
             await asyncio.sleep(_TICK_S)
+            ticks = (ticks + 1) % _ASK_TICKS
             for link in self._links.values():
-                self._listen_for(link)
+                self._listen_for(link, asking=not ticks)
             self._events.wake()
 
-    def _listen_for(self, link: Link) -> None:
-        """A worker that says nothing, not even when asked, hangs. Counted in ticks: this loop may have stood still."""
+    def _listen_for(self, link: Link, *, asking: bool) -> None:
+        """A worker that says nothing, not even when asked, hangs. Counted in ticks: this loop may have stood still.
+
+        A busy one speaks every second, and is asked all the same: so it tells what it holds, as of that moment.
+        """
         if link.worker is None or not link.offers:
             link.unheard_ticks = 0
             return
@@ -80,8 +85,8 @@ class WorkerKeeper:
         if link.unheard_ticks >= _HUNG_TICKS:
             _log.error("worker_hung", server=link.server.id, pid=link.worker.pid, silent_s=_HUNG_TICKS * _TICK_S)
             link.worker.kill()
-        elif link.unheard_ticks >= _ASK_TICKS:
-            link.worker.send(protocol.Ping())
+        elif asking:
+            link.worker.send(protocol.Ping(link.offered))
 
 
 class _Place:
@@ -93,7 +98,7 @@ class _Place:
 
     def started(self, worker: WorkerHandle) -> None:
         _log.info("worker_started", server=self._link.server.id, pid=worker.pid)
-        self._link.worker, self._link.configured = worker, None
+        self._link.worker, self._link.configured, self._link.offered = worker, None, 0
         self._link.unheard_ticks = 0
         self._link.contexts.clear()
         worker.listen(self)

@@ -114,6 +114,7 @@ class Link:
         self.configured: protocol.Configure | None = None
         self.offers: dict[tuple[int, int], Offered] = {}  # changed by ``give``, ``take_back`` and ``take_all`` alone
         self.contexts: set[int] = set()
+        self.offered = 0  # requests, to this worker, in its life
         self.recalling = 0  # requests asked back, until the worker has answered
         self.unheard_ticks = 0  # since the worker said anything, while it holds requests
         self.isolating = False  # being emptied for a suspect request, or given to one
@@ -279,6 +280,23 @@ class Link:
         if self.worker is not None and message != self.configured:
             self.configured = message
             self.worker.send(message)
+
+    def send(self, offer: protocol.Offer) -> None:
+        """Send requests, which are here already, to the worker."""
+        assert self.worker is not None
+        self.worker.send(offer)
+        self.offered += len(offer.items)
+
+    def differs(self, told: protocol.Progress) -> bool:
+        """Whether the worker holds other requests than it should: something between it and here got lost, or doubled.
+
+        That is exact, because messages keep their order: what the worker said before is known here, and what it does
+        not know of yet are offers that are under way to it. A ping tells those from offers that will never come.
+        """
+        if told.held < 0:
+            return False
+        under_way = self.offered - told.got
+        return told.offered != told.got_then or told.held + under_way != len(self.offers)
 
     def recall(self, count: int) -> None:
         """Ask for up to ``count`` requests back that have no slot yet."""

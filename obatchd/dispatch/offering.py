@@ -198,7 +198,7 @@ class Offering:
             )
         capabilities = link.capabilities.get(profile.model, [])
         if items:
-            link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
+            link.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()
 
     def _introduce(self, worker: WorkerHandle, job: int) -> bool:

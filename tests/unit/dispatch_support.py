@@ -127,6 +127,9 @@ class FakeWorker:
         self.started: list[Key] = []
         self.recalls = 0
         self.answers_recalls = True
+        self.answers_pings = False
+        self.losing = False  # what is sent now does not arrive
+        self.got = 0
         self.killed = False
         self.lost_host = ""  # what its end says
         self.pid = 4711
@@ -139,8 +142,15 @@ class FakeWorker:
     def send(self, message: Any) -> bool:
         frame(message)  # as a real one does: not every message can be sent
         self.sent.append(message)
+        if self.losing:
+            return True
         match message:
+            case protocol.Ping(offered):
+                if self.answers_pings:
+                    progress = protocol.Progress(1, 1, 0.0, len(self.held), self.got, offered, self.got)
+                    asyncio.get_running_loop().call_soon(self.tell, progress)
             case protocol.Offer():
+                self.got += len(message.items)
                 self.held |= {(item.job, item.line): item for item in message.items}
             case protocol.Recall():
                 self.recalls += 1
@@ -214,6 +224,7 @@ class FakeWorker:
 
     def kill(self) -> None:
         self.killed = True
+        self.dead.set()
 
 
 class FakeLife:

@@ -227,7 +227,7 @@ async def test_a_worker_that_says_nothing_is_asked_and_then_killed(make: Make, m
     async with asyncio.timeout(5):
         while not worker.killed:
             await asyncio.sleep(0.001)
-    assert protocol.Ping() in worker.sent
+    assert protocol.Ping(offered=1) in worker.sent
 
 
 async def test_a_worker_that_has_nothing_to_do_may_say_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ class Feeding:
         item = OfferItem(INTERACTIVE, lease.number, pending.attempt, pending.raw, pending.servers, limit_s)
         able = link.capabilities.get(lease.profile.model, [])
         options = server.load_options(lease.profile)
-        worker.send(Offer(lease.profile.model, options, [item], able, _RANK, lease.question.stream))
+        link.send(Offer(lease.profile.model, options, [item], able, _RANK, lease.question.stream))
         link.counted()
 
 
