@@ -117,16 +117,14 @@ class Channel(Generic[Message]):
 
     def _write(self) -> None:
         frames, self._frames = self._frames, []
-        self._queued_bytes = 0
+        was_full, self._queued_bytes = self._queued_bytes > FULL_BYTES, 0
         if not frames or self._writer.is_closing():
             return
         self._writer.write(b"".join(frames) if len(frames) > 1 else frames[0])
-        if self._listener is not None and self._draining is None and self._unsent_bytes > FULL_BYTES:
+        if self._listener is None or self._draining is not None:
+            return
+        if was_full or self._writer.transport.get_write_buffer_size() > FULL_BYTES:
             self._draining = self._loop.create_task(self._drain(self._listener))
-
-    @property
-    def _unsent_bytes(self) -> int:
-        return self._writer.transport.get_write_buffer_size()
 
     @property
     def is_full(self) -> bool:
@@ -136,7 +134,7 @@ class Channel(Generic[Message]):
     async def _drain(self, listener: Drained) -> None:
         try:
             await self._writer.drain()
-        except ConnectionError:
+        except OSError:
             return  # and it stays full: nothing will leave any more
         self._draining = None
         listener.drained()

@@ -158,6 +158,7 @@ class Link:
         return (
             self.server.ready
             and self.worker is not None
+            and not self.worker.is_full
             and self.loading is None
             and self.switching_to is None
             and not self.isolating

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 import attrs
 
 from obatchd import log
+from obatchd.child import FULL_BYTES
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
@@ -165,7 +166,7 @@ class Offering:
                 free -= surplus
 
     def _offer(self, link: Link, profile: Profile, batch: list[Taken]) -> None:
-        batch = self._outcomes.admitted(batch)
+        batch = self._sendable(self._outcomes.admitted(batch))
         if not batch or link.worker is None:
             for taken in batch:
                 self._queue.give_back(taken)
@@ -200,6 +201,17 @@ class Offering:
         if items:
             link.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()
+
+    def _sendable(self, batch: list[Taken]) -> list[Taken]:
+        """As many of ``batch`` as one message may hold, whose last request may be large; the others go back."""
+        size_bytes = 0
+        for count, taken in enumerate(batch):
+            if size_bytes > FULL_BYTES:
+                for other in reversed(batch[count:]):
+                    self._outcomes.requeue(other)
+                return batch[:count]
+            size_bytes += len(taken.pending.raw) + len(taken.pending.prepared)
+        return batch
 
     def _introduce(self, worker: WorkerHandle, job: int) -> bool:
         """Make a job known to a worker. One whose settings no message can hold ends by that, and keeps up nobody."""

@@ -238,3 +238,42 @@ async def test_somebody_who_has_seen_no_part_of_an_answer_keeps_the_question_whe
         await settle()
     rig.worker("gpu0").end(next(iter(rig.worker("gpu0").held)))
     assert (await lease.result()).succeeded
+
+
+# Workers that are slow to read.
+
+
+async def test_a_worker_that_is_full_is_offered_nothing_until_there_is_room(make: Make) -> None:
+    rig = await make(servers=2)
+    slow = rig.worker("gpu0")
+    slow.is_full = True
+    await rig.add(1, 8)
+    assert slow.held == {}
+    assert len(rig.worker("gpu1").held) == 3
+    slow.is_full = False
+    assert slow.listener is not None
+    slow.listener.drained()
+    await settle()
+    assert len(slow.held) == 3
+
+
+async def test_one_message_holds_no_more_large_requests_than_a_channel_takes(make: Make) -> None:
+    rig = await make(slots=32)
+    worker = rig.worker("gpu0")
+    await rig.add(1, 40, raw=b"x" * 2**20)
+    assert list(worker.held) == [(1, line) for line in range(1, 10)]  # more than 8 MiB, by one of them
+    rig.dispatcher.wake()
+    await settle()
+    assert list(worker.held) == [(1, line) for line in range(1, 19)]
+
+
+async def test_somebody_who_waits_is_not_sent_to_a_worker_that_is_full(make: Make) -> None:
+    rig = await make(servers=2, interactive_slots=0)
+    rig.worker("gpu0").is_full = rig.worker("gpu1").is_full = True
+    rig.dispatcher.desk.ask(Question(b'{"prompt": "why?", "model": "small", "context_length": 4096}'), 1000)
+    await settle()
+    assert (rig.worker("gpu0").held, rig.worker("gpu1").held) == ({}, {})
+    rig.worker("gpu1").is_full = False
+    rig.dispatcher.wake()
+    await settle()
+    assert len(rig.worker("gpu1").held) == 1

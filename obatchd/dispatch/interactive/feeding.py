@@ -163,6 +163,8 @@ def _to_spare(link: Link) -> int:
 
 def _room(link: Link) -> int:
     """How many interactive requests may be sent to a server now."""
+    if link.worker is not None and link.worker.is_full:
+        return 0
     if link.rests:
         return 1 - len(link.offers)
     if link.is_quick:
