@@ -162,6 +162,7 @@ WORDS: Mapping[str, str] = {
     "orphan_stuck": "{count:Ollama process} of an earlier run cannot be killed",
     "worker_started": "",
     "worker_lost": "The process that works with server {server} ended; it is started again",
+    "channel_simulated": "STAND-IN: messages to and from workers are dropped, doubled and delayed, with seed {seed}",
     "worker_out_of_step": "The process that works with server {server} holds {held:request}, and obatchd expected "
     "{expected}: it is ended, another one is started, and they are asked again",
     "server_detached": "Server {server} is not used any more; others answer what it had ({requests:request})",

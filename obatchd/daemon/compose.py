@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
+from obatchd.dispatch.workers import LOCAL, WorkerMaker
 from obatchd.documents import excerpt
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
@@ -68,6 +70,8 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
+_CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"  # see obatchd.simulator.channel
+
 
 class Platform(NamedTuple):
     """The source of GPU readings, the kernel's log, and the program of servers."""
@@ -93,6 +97,15 @@ def choose_platform(settings: Settings, work: Path) -> Platform:
     return Platform(open_source, kernel_log(directory), SimulatedOllama(directory))
 
 
+def choose_workers() -> WorkerMaker:
+    """Makes the workers of a daemon: children of its own; in tests they may seem to be far away."""
+    if not (trouble := os.environ.get(_CHANNEL)):
+        return LOCAL
+    from obatchd.simulator.channel import far
+
+    return far(LOCAL, trouble)
+
+
 @dataclass(frozen=True)
 class Host:
     """The parts that belong to one machine: its GPUs and servers."""
@@ -101,6 +114,7 @@ class Host:
     fleet: Fleet
     models: ModelKeeper
     watch: GpuWatch
+    workers: WorkerMaker
 
 
 @dataclass(frozen=True)
@@ -148,7 +162,7 @@ async def host(work: Work) -> Host:
     await probe.start()
     fleet = Fleet(settings, directory, work.layout.uuid, chosen.program, probe, facts, work.owner)
     watch = GpuWatch(settings, probe, fleet, facts, directory, chosen.kernel_log, work.owner)
-    return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
+    return Host(probe, fleet, ModelKeeper(settings, fleet), watch, choose_workers())
 
 
 def head(
