@@ -6,7 +6,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from daemon_support import Daemon, Document, jsonl, wait_for
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 # Two servers of two slots, which compute 1,000 words of a prompt in 0.25 s.

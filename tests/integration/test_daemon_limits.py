@@ -8,7 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from daemon_support import Daemon, alive, jsonl, prompts, wait_for
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 SLOW: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.4}}
