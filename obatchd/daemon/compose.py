@@ -70,7 +70,7 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
-_CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"  # see obatchd.simulator.channel
+_CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"  # see obatchd.simulator.far.channel
 
 
 class Platform(NamedTuple):
@@ -101,7 +101,7 @@ def choose_workers() -> WorkerMaker:
     """Makes the workers of a daemon: children of its own; in tests they may seem to be far away."""
     if not (trouble := os.environ.get(_CHANNEL)):
         return LOCAL
-    from obatchd.simulator.channel import far
+    from obatchd.simulator.far.channel import far
 
     return far(LOCAL, trouble)
 

@@ -1,7 +1,7 @@
 """Dispatch over a channel that drops, doubles and delays messages: each request is answered once, and nothing hangs.
 
-Of :mod:`obatchd.simulator.channel`, and of what dispatch promises whatever it is given. The seed is in the name of the
-test; that of ``any`` is printed, and tried again with ``OBATCHD_TEST_SEED``.
+Of :mod:`obatchd.simulator.far.channel`, and of what dispatch promises whatever it is given. The seed is in the name of
+the test; that of ``any`` is printed, and tried again with ``OBATCHD_TEST_SEED``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dispatch_support import SMALL, FakeWorker, FakeWorkers, Port, Rig, settle
 
 from obatchd.dispatch.interactive.lease import Lease, Question
 from obatchd.errors import ConfigError
-from obatchd.simulator.channel import FarWorkers, Trouble, far
+from obatchd.simulator.far.channel import FarWorkers, Trouble, far
 
 SEEDS = [*map(str, range(1, 13)), "any"]
 CALM = Trouble(1, drop=0.0, double=0.0, delay=0.0)
