@@ -33,6 +33,7 @@ def reused(job_summary: Document) -> float:
     return share
 
 
+@pytest.mark.near
 def test_families_share_what_slots_have_and_results_stay_in_order(make_daemon: Start) -> None:
     d = make_daemon(CONFIG, simulator=SIMULATOR).start().ready()
     asked = questions("a")

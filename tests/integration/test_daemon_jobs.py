@@ -67,6 +67,7 @@ def test_three_drops_together_keep_both_servers_busy(daemon: Start) -> None:
     assert record["gpu"].startswith("GPU-")
 
 
+@pytest.mark.near
 def test_original_configuration_uses_the_servers_it_names(make_daemon: Start, tmp_path: Path) -> None:
     first = free_ports(2)
     theirs = make_daemon({"servers": {"base_port": first, "slots": 4}}, simulator=SLOW).start().ready()
