@@ -98,13 +98,15 @@ class _Place:
 
     def started(self, worker: WorkerHandle) -> None:
         _log.info("worker_started", server=self._link.server.id, pid=worker.pid)
-        self._link.worker, self._link.configured, self._link.offered = worker, None, 0
+        self._link.worker, self._link.configured = worker, None
+        self._link.offered, self._link.full = 0, False
         self._link.unheard_ticks = 0
         self._link.contexts.clear()
         worker.listen(self)
         self._events.wake()
 
     def drained(self) -> None:
+        self._link.full = False
         self._events.wake()
 
     def heard(self, message: protocol.ToMain) -> None:

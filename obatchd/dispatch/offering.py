@@ -167,9 +167,11 @@ class Offering:
 
     def _offer(self, link: Link, profile: Profile, batch: list[Taken]) -> None:
         batch = self._sendable(self._outcomes.admitted(batch))
-        if not batch or link.worker is None:
-            for taken in batch:
-                self._queue.give_back(taken)
+        if link.worker is not None:
+            link.full = link.worker.is_full  # others may share its way
+        if not batch or link.worker is None or link.full:
+            for taken in reversed(batch):
+                self._outcomes.requeue(taken)
             link.counted()
             return
         link.configure()

@@ -32,7 +32,7 @@ class WorkerHandle(Protocol):
         ...
 
     def listen(self, listener: Drained) -> None:
-        """Have ``listener`` hear when there is room again after ``is_full``."""
+        """Have ``listener`` hear whenever ``is_full`` was true and is not any more, whoever filled the way there."""
 
     def send(self, message: object) -> bool:
         """Queue a :data:`obatchd.dispatch.protocol.ToWorker`. False: it is known to be gone, the message with it."""
