@@ -4,8 +4,9 @@
     eval "export $(scripts/real-ollama | tr '\\n' ' ')"; python bench/slots.py --real --most 16
 
 One server, and one job that takes more than an hour, because shorter ones are left alone in their first ten minutes.
-The daemon finds the slots on it as it does everywhere; then it is started again and again on the rest of the job, with
-the number it found and with each number of the sweep, in rounds, and its answers are counted.
+The daemon finds the slots on it as it does everywhere, but without the hour between two changes; then it is started
+again and again on the rest of the job, with the number it found and with each number of the sweep, in rounds, and its
+answers are counted.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Subject:
         self._measured_s = measured_s
 
     def _daemon(self, slots: int | str) -> Daemon:
-        servers = {"stagger_s": 0, **self._config.get("servers", {}), "slots": slots}
+        servers = {"stagger_s": 0, "tune_pause_s": 1, **self._config.get("servers", {}), "slots": slots}
         return Daemon(self._directory, {**self._config, "drain_s": 1, "servers": servers}, self._simulator)
 
     def search(self, timeout_s: float) -> tuple[int, float, list[dict[str, Any]]]:

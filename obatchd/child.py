@@ -249,6 +249,7 @@ class End(NamedTuple):
 
     words: str
     lived_s: float
+    silent: bool = False  # it was ended, because it said nothing for too long
     host: str = ""
 
     @property
@@ -324,8 +325,8 @@ class Keeper(Generic[Message]):
     _work: Work  # it returns, or raises ConnectionError, when its end of the socket closes; pickled
     _decoder: Decoder[Message]  # of the child's messages
     _parent: Parent[Message]
-    # A child that says nothing for so long is killed; None: it may be silent.
-    _silent_s: float | None = attrs.field(default=None, kw_only=True)
+    # A child that says nothing for so long is killed; None: it may be silent. A change holds from the next message on.
+    silent_s: float | None = attrs.field(default=None, kw_only=True)
     _exit_s: float = attrs.field(default=_EXIT_S, kw_only=True)  # how long its end is waited for; 0: not at all
     # Set when the first process runs, or could not be started.
     tried: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -335,8 +336,8 @@ class Keeper(Generic[Message]):
         try:
             while True:
                 began_s = time.monotonic()
-                words = await self._one()
-                pause_s = self._parent.ended(End(words, time.monotonic() - began_s))
+                words, silent = await self._one()
+                pause_s = self._parent.ended(End(words, time.monotonic() - began_s, silent))
                 self.tried.set()
                 if pause_s is None:
                     return
@@ -344,17 +345,17 @@ class Keeper(Generic[Message]):
         finally:
             self.tried.set()  # also after a defect: whoever waits is not to wait for ever
 
-    async def _one(self) -> str:
-        """One child, from its start to its end; says how it ended."""
+    async def _one(self) -> tuple[str, bool]:
+        """One child, from its start to its end; says how it ended, and whether it was silent for too long."""
         try:
             process, connection = await _spawn(self.name, self._work)
             channel = await Channel.open(connection, self._decoder)
         except (OSError, EOFError) as error:  # no descriptor or memory now, or the forkserver was killed meanwhile
-            return f"cannot be started: {log.reason(error)}"
+            return f"cannot be started: {log.reason(error)}", False
         except Exception as error:  # noqa: BLE001 - it is tried again
             _log.exception("child_not_started", child=self.name)
-            return f"cannot be started: {log.reason(error)}"
-        child, reason = Child(process, channel), ""
+            return f"cannot be started: {log.reason(error)}", False
+        child, reason, silent = Child(process, channel), "", False
         try:
             self._parent.started(child)
             self.tried.set()
@@ -364,20 +365,20 @@ class Keeper(Generic[Message]):
             pass
         except TimeoutError:
             child.kill()
-            reason = f"said nothing for {self._silent_s:g} s"
+            silent, reason = True, f"said nothing for {self.silent_s:g} s"
         except Exception as error:  # noqa: BLE001 - no message of a child must end the daemon
             _log.exception("child_failed", child=self.name)
             reason = f"is ended after a defect ({type(error).__name__})"
         finally:
             words = await child.end(self._exit_s)
-        return reason or words
+        return reason or words, silent
 
     async def _next(self, channel: Channel[Message]) -> Message:
-        if self._silent_s is None:
+        if self.silent_s is None:
             return await channel.receive()
         for _ in range(_LOOKS):  # looks and not seconds, because this loop itself may have stood still
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._silent_s / _LOOKS):
+                async with asyncio.timeout(self.silent_s / _LOOKS):
                     return await channel.receive()
         raise TimeoutError
 

@@ -64,6 +64,15 @@ class GpuError(ObatchError, code="gpu"):
     """NVML or a GPU cannot be used."""
 
 
+class DeviceError(GpuError, code="device"):
+    """The device under a stress load cannot go on; the codes are those of ``burnin.stress.protocol.Trouble``."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the process cannot use the device any more."""
+        return self.code not in ("out_of_memory", "no_precision")
+
+
 class SourceError(ObatchError, code="source"):
     """A source that a request names cannot be fetched or read."""
 

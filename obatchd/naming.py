@@ -12,6 +12,11 @@ _FOLDER = re.compile(rf"(?:.*\.)?({_ID})")  # of the outbox: the stem of the dro
 _DATE = re.compile(r"(\d{4})-(\d\d)(?:-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d))?)?)?)?Z?")
 
 
+def is_id(text: str) -> bool:
+    """Whether a text has the form of the id of a job, whether there is one or not."""
+    return re.fullmatch(_ID, text) is not None
+
+
 class Way(NamedTuple):
     """One way to read a name: as conditions in SQL over the index of jobs, of which one has to hold."""
 

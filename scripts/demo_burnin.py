@@ -1,6 +1,6 @@
-"""``scripts/demo --burnin``: a burn-in of four stand-in GPUs, three of which are bad in different ways.
+"""``scripts/demo --burnin``: a burn-in of six stand-in GPUs, five of which are bad in different ways.
 
-Exit status: 0 when it found exactly those three, 1 when not, 130 after Ctrl-C, which also removes the spool.
+Exit status: 0 when it found exactly those five, 1 when not, 130 after Ctrl-C, which also removes the spool.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from demo import Demo, Plan, _command
 
-DURATION_S = 75
+DURATION_S = 90
 SIMULATOR = {
     "tokens_per_s": 400.0,
     "prompt_tokens_per_s": 30_000.0,
@@ -32,16 +32,21 @@ SIMULATOR = {
             {"kind": "heat", "at_s": 25, "temp_c": 89, "ramp_s": 20},
             {"kind": "throttle", "at_s": 40, "for_s": 30},
         ],
+        # A bit that is always 1, which a model need not notice, and a card that has half of its lanes to the host.
+        "4": [{"kind": "stuck_bit", "bit": 37, "place_percent": 40}],
+        "5": [{"kind": "slow_link", "factor": 2}],
     },
 }
 SLOW_SERVER, SLOW_FACTOR = "gpu3", 1.4
-BAD = {1, 2, 3}
+BAD = {1, 2, 3, 4, 5}
+ONLY = {4: {"wrong_memory"}, 5: {"slow_link"}}  # what nothing else finds, by GPU
 PLAN = Plan(
-    'model = "simulated"\ngpus = {use = "simulated:4", poll_s = 0.5, slow_poll_s = 2}\n'
+    'model = "simulated"\ngpus = {use = "simulated:6", poll_s = 0.5, slow_poll_s = 2}\n'
     "[servers]\nslots = 2\nstagger_s = 0\n[burnin]\ncanary_runs = 5\n",
     {"OBATCHD_SIMULATOR": json.dumps(SIMULATOR)},
-    f"SIMULATED: a burn-in of {DURATION_S} s on 4 stand-in GPUs. "
-    "GPU 1 gets double-bit errors, GPU 2 gets too hot, GPU 3 is slow.",
+    f"SIMULATED: a burn-in of {DURATION_S} s on 6 stand-in GPUs: first with a model, then with products and patterns.\n"
+    "GPU 1 gets double-bit errors, GPU 2 gets too hot, GPU 3 is slow. Only the pattern in its memory finds the stuck\n"
+    "bit of GPU 4, and only the bandwidth of the others shows that half of the lanes of GPU 5 are missing.",
 )
 
 
@@ -67,11 +72,18 @@ def run(directory: Path) -> int:
         report = demo.client.get("burnin/reports/latest")
     finally:
         demo.stop()
-    found = {gpu["index"] for gpu in report["gpus"] if gpu["verdict"] == "FAIL"}
+    failed = {
+        gpu["index"]: {r["signal"] for r in gpu["reasons"] if r["consequence"] == "fail"} for gpu in report["gpus"]
+    }
+    found = {index for index, signals in failed.items() if signals}
     print(f"\nThe page: {page}\nThe daemon and its servers are stopped. Remove everything with: rm -r {directory}")
     if found != BAD:
         print(f"\nBad are {sorted(BAD)}, found were {sorted(found)}; the daemon's log is {demo.log}")
         return 1
+    for index, signals in ONLY.items():
+        if failed[index] != signals:
+            print(f"\nGPU {index} was to fail by {sorted(signals)}, and failed by {sorted(failed[index])}")
+            return 1
     return 0
 
 

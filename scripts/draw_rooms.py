@@ -54,10 +54,11 @@ PLACES = {
     "prompts": Place(150, 512, 115, 96, "shared"),
     "context": Place(280, 512, 115, 96, "shared"),
     "telling": Place(410, 512, 115, 96, "shared"),
-    "burnin.run": Place(20, 664, 150, 80, "bench"),
-    "burnin.journal": Place(200, 664, 150, 80, "bench"),
-    "burnin.verdict": Place(380, 664, 150, 80, "bench"),
-    "burnin.report": Place(560, 664, 150, 80, "bench"),
+    "burnin.stress": Place(20, 664, 124, 80, "bench"),
+    "burnin.run": Place(164, 664, 124, 80, "bench"),
+    "burnin.journal": Place(308, 664, 124, 80, "bench"),
+    "burnin.verdict": Place(452, 664, 124, 80, "bench"),
+    "burnin.report": Place(596, 664, 124, 80, "bench"),
     "results": Place(735, 664, 130, 80, "shared"),
     "backup": Place(875, 664, 110, 80, "shared"),
     "cluster": Place(1000, 664, 100, 80, "cards"),
@@ -76,7 +77,7 @@ STREET = (
 )  # fmt: skip
 WAYS = (
     (185, 83, 205, 83), (370, 83, 390, 83), (555, 83, 575, 83), (657, 120, 657, 178), (1040, 512, 1040, 456),
-    (170, 704, 200, 704), (350, 704, 380, 704), (530, 704, 560, 704),
+    (144, 704, 164, 704), (288, 704, 308, 704), (432, 704, 452, 704), (576, 704, 596, 704),
 )  # fmt: skip
 LABELS = (
     (20, 34, "People and programs ask"),

@@ -52,6 +52,18 @@ LATER = frozenset(
         "energy_note",
         "tokens_per_j",
         "tokens_per_j_of_median_percent",
+        "loads",
+        "phases",
+        "memory_percent",
+        "left_out",
+        "covered_percent",
+        "stress_loads",
+        "operations_per_s",
+        "memory_bytes_per_s",
+        "checked_bytes_per_s",
+        "covered_bytes",
+        "link_bytes_per_s",
+        "stress_of_median_percent",
     }
 )
 _OLD_HOMES = {"energy_j": "slow_reading"}  # objects that had a field of this name all the time

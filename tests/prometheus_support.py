@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -128,8 +129,9 @@ class Prometheus:
         return point.value
 
     def over(self, expression: str, since_s: float, until_s: float, step_s: float = 5) -> list[list[float]]:
-        """The values of each series of an expression, as a panel of the board gets them."""
-        found = self._ask("query_range", query=expression, start=since_s, end=until_s, step=step_s)
+        """The values of each series of an expression, as a panel of the board gets them, up to ``until_s``."""
+        start_s = until_s - math.ceil((until_s - since_s) / step_s) * step_s  # steps count from there
+        found = self._ask("query_range", query=expression, start=start_s, end=until_s, step=step_s)
         return [[float(value) for _, value in one["values"]] for one in found["result"]]
 
     def rules(self) -> list[Document]:

@@ -16,7 +16,7 @@ CURVE: Document = {
     "answer": {"kind": "fixed", "value": 20},
     "load_s": 0.5,
 }
-CONFIG: Document = {"gpus": {"use": "simulated:1"}, "servers": {"slots": "auto"}}
+CONFIG: Document = {"gpus": {"use": "simulated:1"}, "servers": {"slots": "auto", "tune_pause_s": 1}}
 
 
 def with_old_job(d: Daemon, count: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from obatchd import errors
 from obatchd.control.answer import CALLER, answer, count_asked, object_sent, time_asked
 from obatchd.control.operations import AnswerOperations, AnswersAsked, JobOperations
 from obatchd.documents.jobs import Jobs, Usage
-from obatchd.naming import JobFilter
+from obatchd.naming import JobFilter, is_id
 
 _JOBS_LIMIT = 10_000
 _RESULTS_LIMIT = 500
@@ -55,7 +55,9 @@ class JobRoutes:
         if owner not in (None, "all", "mine"):
             raise errors.ConfigError("owner must be mine or all", code="bad_request")
         since_s, before_s = (time_asked(request, name) for name in ("since", "ended_before"))
-        only = JobFilter(request.query.get("label"), since_s, before_s, request.query.get("after") or None)
+        if (after := request.query.get("after") or None) and not is_id(after):
+            raise errors.ConfigError("after must be the id of a job, or what came as next", code="bad_request")
+        only = JobFilter(request.query.get("label"), since_s, before_s, after)
         jobs = self._jobs.all(caller, request.query.get("state"), limit + 1, mine=owner == "mine", only=only)
         return answer(Jobs(jobs[:limit], jobs[limit - 1].job if len(jobs) > limit else None))
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 
+from obatchd.burnin.run.plan import STRESS
 from obatchd.burnin.run.ports import BatchLoad, Model
+from obatchd.burnin.stress import cublaslt, cuda
+from obatchd.burnin.stress.device import OpenDevice
+from obatchd.burnin.stress.outside import dcgm, gpu_burn
+from obatchd.burnin.stress.parent import StressProcess
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.alarms import BurninFinished
 from obatchd.gpucare.policy import GpuPolicy
@@ -19,11 +28,16 @@ from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.simulator.cards import stress as stand_ins
+from obatchd.tasks import TaskOwner
 from obatchd.telling.alarms import Alarms
 
 _HOLD = "burnin"
 _FRESH_S = 15.0
 _XIDS = 1000  # kept until a run asks for them
+_PROGRAMS = {"dcgm": "dcgmi (NVIDIA DCGM)", "gpu-burn": "gpu_burn"}
+_STAND_IN = "-simulated"  # ends the driver version of stand-in GPUs
+_GRACE_S = 5.0  # for a stress process to end by itself, which it does between two products
 
 
 class _Told(MonitorListener):
@@ -36,6 +50,13 @@ class _Told(MonitorListener):
         self.xids.append(event)
 
 
+class StressFiles(NamedTuple):
+    """What stress processes need."""
+
+    simulator: Path  # of stand-in GPUs
+    libraries: Sequence[str]  # folders of Ollama that may hold libraries of CUDA
+
+
 @attrs.define(eq=False)
 class BurninHost:
     """This daemon as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
@@ -46,6 +67,7 @@ class BurninHost:
     _dispatcher: Dispatcher
     _settings: Current[Settings]
     _announcer: Alarms
+    _files: StressFiles
     _told: _Told = attrs.field(factory=_Told, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -108,6 +130,27 @@ class BurninHost:
     def finished(self, run: str, verdict: str) -> None:
         self._announcer.announce(BurninFinished(run, verdict))
 
+    def missing_loads(self) -> dict[str, str]:
+        real = any(not _is_stand_in(gpu) for gpus in self.gpus_of.values() for gpu in gpus)
+        if real:
+            why = "" if next(cublaslt.candidates(self._files.libraries), None) else cublaslt.MISSING
+        else:
+            why = "" if find_spec("numpy") else "Stand-in GPUs need numpy for it: pip install numpy."
+        missing = dict.fromkeys(STRESS, why) if why else {}
+        for load, path in (("dcgm", dcgm.find()), ("gpu-burn", gpu_burn.find())):
+            if not path:
+                missing[load] = f"{_PROGRAMS[load]} is not installed, or not on the PATH of obatchd."
+        return missing
+
+    def stress(self, gpu: str, owner: TaskOwner, peers: Sequence[str] = ()) -> StressProcess:
+        found = next(each for gpus in self.gpus_of.values() for each in gpus if each.uuid == gpu)
+        opening: OpenDevice = partial(cuda.open_device, gpu, tuple(peers), tuple(self._files.libraries))
+        if _is_stand_in(found):
+            opening = partial(stand_ins.open_device, self._files.simulator, found.index, tuple(peers))
+        limit_bytes = self._settings.value.burnin.stress_memory_mib * 2**20
+        name = f"burnin-{'links' if peers else 'stress'}-{found.index}"
+        return StressProcess(name, opening, limit_bytes, owner, grace_s=_GRACE_S)
+
     def quarantine_reason(self, gpu: Gpu) -> str:
         record = self._policy.monitor.records.get(gpu.card)
         return record.quarantine.reason if record is not None and record.quarantine is not None else ""
@@ -118,3 +161,8 @@ class BurninHost:
 
     def release(self, gpu: Gpu) -> None:
         self._policy.release(gpu.card)
+
+
+def _is_stand_in(gpu: Gpu) -> bool:
+    """Also where a stand-in of NVML tells it."""
+    return gpu.driver.endswith(_STAND_IN)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon.burnin import BurninHost
+from obatchd.daemon.burnin import BurninHost, StressFiles
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.dispatch.workers import LOCAL, WorkerMaker
@@ -177,7 +178,9 @@ def head(
     policy.monitor.listen(QuarantinesByRules(work.audit))
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
-    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
+    tested = BurninHost(
+        here.fleet, policy, here.models, engine.dispatcher, settings, alarms, _stress_files(layout.work, settings.value)
+    )  # fmt: skip
     runs = Burnin(layout.work / "burnin", tested)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
@@ -187,7 +190,7 @@ def head(
     sessions = WebSessions(access, PagesOpened(work.audit))
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
-    host = HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload)
+    host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
@@ -205,6 +208,12 @@ def head(
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir,
     )  # fmt: skip
+
+
+def _stress_files(work: Path, settings: Settings) -> StressFiles:
+    ollama = shutil.which(settings.servers.ollama)
+    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
+    return StressFiles(work.absolute() / "simulator", libraries)
 
 
 class ServerNews:

@@ -124,7 +124,7 @@ class Dispatcher:
 
     def tune(self, facts: FactStore, digests: Digests, interactive: InteractiveWork, clock: Clock = time) -> Tuner:
         """Find the best slots of servers whose slots are ours to choose; ``facts`` has what was found before."""
-        tuner = Tuner(self._queue, self.links, facts, digests, interactive, clock)
+        tuner = Tuner(self._queue, self.links, self._settings, facts, digests, interactive, clock)
         self._switcher.tuner = tuner
         return tuner
 

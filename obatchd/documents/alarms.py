@@ -42,6 +42,17 @@ class GpuQuarantined(Alarm, frozen=True):
         return f"GPU {name} is in quarantine: {self.reason}" + (f". {self.action}" if self.action else "")
 
 
+class GpusUnknown(Alarm, frozen=True):
+    """The driver has not told anything about any GPU for minutes."""
+
+    kind = "gpus_unknown"
+    reason: str  # with what to do
+
+    @property
+    def words(self) -> str:
+        return f"the GPUs are not watched: {self.reason}"
+
+
 class ServerFailed(Alarm, frozen=True):
     """A server failed too often."""
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from obatchd.documents import Document, Number
+from obatchd.documents.burnin_loads import PhaseResult, StressLoads
 from obatchd.documents.gpus import Identity
 
 KIND = "obatchd-burnin-report"
@@ -22,6 +23,14 @@ class Limits(msgspec.Struct, frozen=True):
     least_loaded_percent: float = 80.0
     least_seen_percent: float = 95.0
     vram_target_percent: float = 85.0
+    covered_percent: float = 95.0
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """Part of a run with the same loads on all its GPUs."""
+
+    loads: list[str]  # model, compute, memory, dcgm, gpu-burn; jobs
+    part: float  # of the duration
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -42,6 +51,14 @@ class Plan(msgspec.Struct, frozen=True):
     strict: bool  # acceptance: too little stress is not enough for any PASS
     limits: Limits
     retest: list[str] = []  # UUIDs of GPUs that were in quarantine at the start; a PASS ends it
+    phases: list[Phase] = []  # empty in plans of versions that knew no load but the model
+    memory_percent: float = 95.0  # of what is free that the load "memory" takes
+    left_out: dict[str, str] = {}  # loads of the profile that this host cannot have, and why
+
+    @property
+    def loads(self) -> list[str]:
+        """All that it has, in order."""
+        return list(dict.fromkeys(load for phase in self.phases for load in phase.loads))
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -64,6 +81,7 @@ class BurninBrief(msgspec.Struct):
     elapsed_s: Number  # of load
     asked_s: float
     gpus: list[str]  # UUIDs
+    loads: list[str] = []  # of the present phase
 
 
 class BurninReason(msgspec.Struct):
@@ -161,6 +179,9 @@ class Series(msgspec.Struct):
     throttled_percent: list[float]
     errors_uncorrected: list[int]  # since the beginning
     errors_corrected: list[int]
+    operations_per_s: list[float] = []  # of matrix products
+    checked_bytes_per_s: list[float] = []  # of memory
+    covered_bytes: list[int] = []  # of memory, in this phase
 
 
 class BurninGpu(msgspec.Struct, kw_only=True):
@@ -180,6 +201,8 @@ class BurninGpu(msgspec.Struct, kw_only=True):
     canary: OutputCheck
     throttle_s: dict[str, float]  # by cause: hw_thermal, hw_power_brake, hw_slowdown (not told), sw_thermal
     counters: dict[str, CounterChange]
+    stress_loads: StressLoads = msgspec.field(default_factory=StressLoads)
+    phases: list[PhaseResult] = []
 
 
 class BurninGpuPages(BurninGpu, kw_only=True):
@@ -206,6 +229,14 @@ class BurninGap(msgspec.Struct, rename={"since": "from"}):
     reason: str
 
 
+class BegunPhase(msgspec.Struct):
+    """A phase that has begun."""
+
+    number: int  # from 0
+    loads: list[str]
+    at: str
+
+
 class _Run(Document, kw_only=True):
     """The verdicts of an unfinished run say what they would be now."""
 
@@ -225,6 +256,7 @@ class _Run(Document, kw_only=True):
     asked_s: float  # of load
     elapsed_s: Number  # of load
     gaps: list[BurninGap]
+    phases: list[BegunPhase] = msgspec.field(default_factory=list)  # the same one again after a gap
 
 
 class BurninHead(_Run, kw_only=True):
@@ -298,13 +330,18 @@ class ComparedGpu(msgspec.Struct):
     index: int
     uuid: str
     verdict: str
-    tokens_per_s: float
+    tokens_per_s: float | None
     power_percent: Number | None
     clock_mhz: Number | None
     temp_c: Number | None
-    of_median_percent: float = 0.0  # its speed, of the median of the others
+    of_median_percent: float | None = None  # its tokens per second, of the median of the others
     tokens_per_j: float | None = None
     tokens_per_j_of_median_percent: float | None = None  # of the median of those others that tell it
+    operations_per_s: dict[str, float] = {}  # of matrix products, by precision
+    memory_bytes_per_s: float | None = None
+    covered_bytes: int | None = None  # of its memory
+    link_bytes_per_s: dict[str, float] = {}  # to_host, from_host, to_peer (the slowest of its peers)
+    stress_of_median_percent: dict[str, float] = {}  # of each of these, by precision, "memory", or link
     judgement: str = ""  # "as the others", "warn: …", "FAIL: …"
 
 
@@ -316,7 +353,7 @@ class ComparedGroup(msgspec.Struct):
     model_digest: str
     context_length: int | None
     slots: int | None
-    tokens_per_s: float  # median
+    tokens_per_s: float | None  # median
     gpus: list[ComparedGpu]
     hosts: list[str]  # reports that are slower than the others as a whole, in words
     hosts_fail: bool

@@ -13,7 +13,7 @@ import attrs
 
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
-from obatchd.documents.alarms import GpuQuarantined
+from obatchd.documents.alarms import GpuQuarantined, GpusUnknown
 from obatchd.documents.gpus import GpuEvent
 from obatchd.gpucare.watch import GpuWatch, servers_on
 from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
@@ -29,6 +29,7 @@ _TICK_S = 1.0
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
 _LENT, _HOURS = "lent", "hours"
 _FLUSH_S = 60.0
+_BLIND_S = 120.0  # as the alert ObatchBlind
 _DANGER = ("near_shutdown", "lost")
 
 
@@ -43,6 +44,7 @@ class GpuPolicy(MonitorListener, CrashListener):
     _announcer: Alarms
     _ticks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # without them GPUs are cared for by nobody
     _actions: TaskSet = attrs.field(default=attrs.Factory(TaskSet, takes_self=True), init=False)
+    _blind_s: float | None = attrs.field(default=None, init=False)  # since when; infinity once that was told
     _flushed_s: float = attrs.field(factory=time.monotonic, init=False)
 
     @property
@@ -62,7 +64,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         self._look()
         self.monitor.listen(self)
         self.watch.probe.listen(self.monitor)
-        if self.watch.probe.gpus:
+        if self.monitor.tracks:  # the log may also say why the driver is gone
             self.watch.kernel_log.start()
         self._ticks.start(self._run(), "gpu-policy")
 
@@ -143,6 +145,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         while True:
             await asyncio.sleep(_TICK_S)
             self._look()
+            self._tell_if_blind()
             if self.monitor.dirty:
                 await asyncio.to_thread(self.monitor.save)
             if time.monotonic() - self._flushed_s >= _FLUSH_S:
@@ -172,6 +175,17 @@ class GpuPolicy(MonitorListener, CrashListener):
             self._dispatcher.holds.hold(QUARANTINE)
         else:
             self._dispatcher.holds.release(QUARANTINE)
+
+    def _tell_if_blind(self) -> None:
+        """Once for each time in which the driver does not answer, unless it does so again soon."""
+        reason, now_s = self.watch.blind, time.monotonic()
+        if not reason:
+            self._blind_s = None
+        elif self._blind_s is None:
+            self._blind_s = now_s
+        elif now_s - self._blind_s >= _BLIND_S:
+            self._blind_s = float("inf")
+            self._announcer.announce(GpusUnknown(reason))
 
     def _note_ends(self) -> None:
         for server in self.fleet.servers.values():

@@ -17,6 +17,7 @@ from obatchd.servers.managed import ManagedServer
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskOwner
+from obatchd.words import counted
 
 _FRESH_S = 15.0
 
@@ -42,6 +43,20 @@ class GpuWatch(Siblings):
         self.energy = EnergyMeters()
         self.monitor = Monitor(probe, records, settings, self, [self.history, self.energy])
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)
+
+    @property
+    def blind(self) -> str:
+        """Why the health of the GPUs is unknown, and what to do; empty where it is known, or none is missed."""
+        known = self.monitor.tracks
+        if self.probe.state != "absent":
+            return "" if self.probe.state == "ok" else self.probe.message
+        if not known or self._settings.value.gpus.use == "none":
+            return ""
+        were = f"was {counted(1, 'GPU')}" if len(known) == 1 else f"were {counted(len(known), 'GPU')}"
+        return (
+            f"{self.probe.message} There {were} here before: look at nvidia-smi and dmesg. "
+            "obatchctl gpus release GPU forgets one that is gone for good."
+        )
 
     def utilisation(self, server_id: str) -> int | None:
         """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""

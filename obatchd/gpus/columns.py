@@ -6,7 +6,10 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_STEPS_S = (60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
+_DAY_S = 86_400
+_STEPS_S = (
+    60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, _DAY_S, 2 * _DAY_S, 5 * _DAY_S, 10 * _DAY_S,
+)  # fmt: skip
 _HOUR_S = 3600
 Values = list[float | None]
 Columns = dict[str, Values]  # by name

@@ -20,7 +20,7 @@ from obatchd.gpus.kernel_log import normal_address
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import Listener, Probe
 from obatchd.gpus.rules.assessment import LASTING, assess
-from obatchd.gpus.source import source_of
+from obatchd.gpus.source import source_meant, source_of
 from obatchd.gpus.track import Crash, Track
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -118,7 +118,8 @@ class Monitor(Listener):
 
     def __attrs_post_init__(self) -> None:
         """Only cards of the present source: a spool that was tried with another one misses none of its cards."""
-        source = source_of(next((gpu.driver for gpu in self._probe.gpus), ""))
+        listed, meant = [gpu.driver for gpu in self._probe.gpus], source_meant(self._settings.value.gpus.use)
+        source = source_of(listed[0]) if listed else meant
         for key, text in self._store.starting_with(_PREFIX).items():
             if text == _FORGOTTEN:
                 continue

@@ -50,6 +50,11 @@ def open_nvml() -> GpuSource:
     return Nvml()
 
 
+def source_meant(use: str | list[str | int]) -> str:
+    """Which source a daemon with this ``gpus.use`` asks, whether it answers or not: as ``source_of``."""
+    return "simulated" if isinstance(use, str) and use.startswith("simulated:") else ""
+
+
 def source_of(driver: str) -> str:
     """Which source a card comes from, by its driver's version: what follows a dash; empty for NVIDIA's own driver."""
     return driver.partition("-")[2]

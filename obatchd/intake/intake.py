@@ -68,6 +68,7 @@ class Intake(Part):
         self._index_threads = ThreadPoolExecutor(2, thread_name_prefix="index")
         self._unpacker = DropUnpacker(work)
         self._unpacking: dict[int, tuple[JobRow, asyncio.Task[None]]] = {}  # drops being unpacked, by key of their job
+        self._stopped = False
         self._conditions.listen(self)
 
     def start(self) -> None:
@@ -82,6 +83,7 @@ class Intake(Part):
 
     async def stop(self) -> None:
         """Stop taking drops; half indexed ones go on at the next start."""
+        self._stopped = True
         await self._tasks.stop()
         await asyncio.to_thread(self._claim_thread.shutdown)
         await asyncio.to_thread(self._index_threads.shutdown)
@@ -174,8 +176,11 @@ class Intake(Part):
     async def begin(self, rows: Sequence[JobRow], unpacked_s: float = 0.0) -> None:
         """Index the first chunk of newly accepted jobs, together; longer drops go on in the background.
 
-        Those that have to be unpacked first are waited for as long as ``unpacked_s``.
+        Those that have to be unpacked first are waited for as long as ``unpacked_s``. A submission that was accepted
+        just before the daemon stops is indexed at its next start.
         """
+        if self._stopped:
+            return
         try:
             await self._begin(rows)
             if unpacked_s and (tasks := [self._unpacking[row.key][1] for row in rows if row.key in self._unpacking]):
@@ -195,6 +200,8 @@ class Intake(Part):
         loop = asyncio.get_running_loop()
         readers = [DropReader(row, self._layout, self._settings, self.check_space) for row in rows]
         packed, read = await loop.run_in_executor(self._claim_thread, self._first_chunks, readers)
+        if self._stopped:  # what was indexed is in the store: the next start takes it from there
+            return
         for reader in packed:
             task = self._tasks.start(self._unpack_first(reader.row), f"unpack-{reader.row.job}")
             self._unpacking[reader.row.key] = reader.row, task

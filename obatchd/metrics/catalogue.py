@@ -108,7 +108,7 @@ _GPUS = (
     _gauge("gpu_health", "1 for the level of the card, 0 for the others", *_GPU, "level"),
     _gauge("gpu_finding", "1 for each fault that is found", *_GPU, "signal", "level"),
     _gauge("gpu_lent", "1 while the card is lent to somebody", *_GPU),
-    _gauge("probe_up", "1 where the driver answers; absent where no GPU was ever seen"),
+    _gauge("probe_up", "1 where the driver answers; absent where none is missed"),
     _gauge("kernel_log_up", "1 where errors of GPUs are read from the kernel's log"),
 )
 _BURNIN = (

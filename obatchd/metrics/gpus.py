@@ -41,7 +41,7 @@ _SLOW = {
 
 def read_gpus(sheet: Sheet, policy: GpuPolicy, xids: XidCounts) -> None:
     monitor, probe = policy.monitor, policy.watch.probe
-    if probe.state != "absent" or monitor.tracks:  # the driver was there before
+    if probe.state == "ok" or policy.watch.blind:  # else nobody misses a driver here
         sheet.put("obatch_probe_up", float(probe.state == "ok"))
     if monitor.tracks:
         sheet.put("obatch_kernel_log_up", float(bool(policy.watch.kernel_log.source)))

@@ -52,7 +52,7 @@ class GpuService:
         log = self._policy.watch.kernel_log
         return Gpus(
             self._probe.state,
-            self._probe.message,
+            self._policy.watch.blind or self._probe.message,
             documents.HostTrouble(code, message) if code else None,
             documents.KernelLogState(log.source or None, log.problem),
             [self._card(track.uuid) for track in cards],
@@ -96,12 +96,12 @@ class GpuService:
     async def release(self, caller: Caller, name: str) -> Released:
         async with self._turn:
             uuid, monitor = self.find(name), self._policy.monitor
-            found = monitor.assessments.get(uuid)
-            if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
+            found, present = monitor.assessments.get(uuid), any(gpu.card == uuid for gpu in self._probe.gpus)
+            well = monitor.records[uuid].quarantine is None and (found is None or found.level == "ok")
+            if well and present:
                 raise ControlError(
                     f"{self._called(uuid)} is not in quarantine, and nothing is found against it", code="nothing"
                 )
-            present = any(gpu.card == uuid for gpu in self._probe.gpus)
             if present and (obstacle := monitor.obstacle(uuid)):
                 raise ControlError(f"{self._called(uuid)} cannot be released yet: {obstacle}", code="still_bad")
             index = monitor.tracks[uuid].identity.index  # which goes with a card that is forgotten
@@ -170,8 +170,9 @@ class GpuService:
         level = "quarantine" if record.quarantine else "unknown" if blind or found is None else found.level
         quarantine = record.quarantine
         reading = track.latest or Reading(uuid, 0.0)
-        if uuid in monitor.asleep:  # the latest is old
-            reading = Reading(uuid, 0.0, memory_total_bytes=reading.memory_total_bytes, asleep=True)
+        if blind or uuid in monitor.asleep:  # the latest is old
+            asleep = True if uuid in monitor.asleep and not blind else UNSET
+            reading = Reading(uuid, 0.0, memory_total_bytes=reading.memory_total_bytes, asleep=asleep)
         slows, reasons = ClockReason.HARDWARE | ClockReason.SW_THERMAL, reading.clock_reasons
         return excerpt(
             GpuEntry,

@@ -22,7 +22,7 @@ from obatchd.documents.audit import HOST_DRAINED, HOST_PAUSED, HOST_RESUMED, HOS
 from obatchd.documents.models import Pull
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
-from obatchd.gpus.probe import Probe
+from obatchd.gpucare.watch import GpuWatch
 from obatchd.live.job import LiveJob
 from obatchd.operations.audit import entry_of, recorded
 from obatchd.operations.jobs import disk_faults_told
@@ -43,7 +43,7 @@ class HostCommands:
     _fleet: Fleet
     _servers: ServerCommands
     _models: ModelKeeper
-    _probe: Probe
+    _watch: GpuWatch
     _alarms: Alarms
     reload: Callable[[], Awaitable[Reloaded]]
     started_s: float = field(factory=time.time, init=False)
@@ -55,7 +55,7 @@ class HostCommands:
         servers = self._servers.all()
         state, reasons = self._state(caller, [*_held_up(seen), *_lacking(servers)])
         free_bytes, free_inodes, _ = engine.conditions.free
-        report = engine.intake.report
+        report, probe = engine.intake.report, self._watch.probe
         return documents.Status(
             version=__version__,
             spool=str(engine.layout.root),
@@ -64,7 +64,7 @@ class HostCommands:
             state=state,
             reasons=reasons,
             servers=servers,
-            gpus=documents.ProbeState(self._probe.state, self._probe.message, self._probe.pid),
+            gpus=documents.ProbeState(probe.state, self._watch.blind or probe.message, probe.pid),
             notices=self._notices(caller),
             queue=self._queue(),
             inbox=documents.InboxState(
@@ -148,10 +148,10 @@ class HostCommands:
         reasons += [f"server {server.in_words}" for server in servers if server.down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
-        if self._probe.state == "unknown":
-            reasons.append(self._probe.message)
-        if self._probe.host_trouble[0]:
-            reasons.append(self._probe.host_trouble[1])
+        if blind := self._watch.blind:
+            reasons.append(blind)
+        if self._watch.probe.host_trouble[0]:
+            reasons.append(self._watch.probe.host_trouble[1])
         reasons += [f"server {server.id} waits: {server.shared_with}" for server in servers if "shared" in server.holds]
         if not servers:
             reasons.append("there is no server")

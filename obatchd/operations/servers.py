@@ -146,7 +146,8 @@ class ServerCommands:
         )
 
     def _gpu(self, gpu: Gpu) -> ServerGpu:
-        reading = self._probe.readings.get(gpu.uuid) or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
+        reading = self._probe.readings.get(gpu.uuid) if self._probe.state == "ok" else None  # else of an earlier time
+        reading = reading or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
         return excerpt(ServerGpu, reading, index=gpu.index, name=gpu.name)
 
 

@@ -264,6 +264,9 @@ class ManagedServer(Server):
     def beside_others(self) -> bool:
         return bool(self.foreign)
 
+    def use(self, slots: int) -> None:
+        self.slots = 1 if self._process.one_slot else max(1, min(slots, self._parallel))
+
     def prefer(self, slots: Sequence[int]) -> None:
         self._preferred = slots
 

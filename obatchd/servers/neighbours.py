@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterable
 
 import attrs
@@ -16,6 +17,7 @@ import obatchd.log
 from obatchd.errors import ObatchError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.gpus.probe import Probe
+from obatchd.servers.environment import INSTANCE_MARK
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.sweep import is_marked
@@ -114,13 +116,19 @@ def _foreign(processes: Iterable[GpuProcess], instance: str) -> list[GpuProcess]
         try:
             owner = psutil.Process(process.pid)
             # A zombie holds nothing any more: an orphan that was swept a moment ago.
-            if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
+            if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance) and not _is_child(owner):
                 found.append(process)
         except psutil.AccessDenied:  # of another user, where /proc is mounted with hidepid=1
             found.append(process)
         except psutil.NoSuchProcess:
             pass
     return found
+
+
+def _is_child(process: psutil.Process) -> bool:
+    """Whether this daemon started it beside its servers, which are marked: a burn-in loads GPUs with such."""
+    marked = INSTANCE_MARK in process.environ()  # that of a server of another spool
+    return not marked and any(parent.pid == os.getpid() for parent in process.parents())
 
 
 def process_words(processes: Iterable[GpuProcess]) -> str:

@@ -1,15 +1,7 @@
-"""Stand-in GPUs whose utilisation, temperature and power follow the load of the stand-in server on them.
-
-The server (:mod:`obatchd.simulator.ollama`) is the only one that knows its load, so it writes it to a file per GPU;
-whoever reads the file works out the present from the last change. Nothing has to be written, and nobody has to wake
-up, while the load stays as it is.
-"""
+"""Stand-in GPUs whose utilisation, temperature and power follow their load (:mod:`obatchd.simulator.cards.load`)."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import math
 import os
 import time
 from pathlib import Path
@@ -21,16 +13,13 @@ from obatchd.errors import GpuError
 from obatchd.gpus.model import ClockReason, Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import GpuSource
 from obatchd.simulator import config
-from obatchd.simulator.timeline import EventKind, GpuEvent, Timeline
+from obatchd.simulator.cards.load import Total, is_alive, total
+from obatchd.simulator.timeline import EventKind, GpuEvent, Timeline, pace
 
 MEMORY_BYTES = 80 * 1024**3
 DRIVER = "000.00-simulated"  # the part behind the dash keeps these cards apart from real ones
 POWER_LIMIT_W = 350.0
 
-_WRITE_PAUSE_S = 0.2
-_UTILISATION_TAU_S = 0.7  # time constants of the running averages
-_POWER_TAU_S = 2.0
-_TEMP_TAU_S = 20.0
 _IDLE_TEMP_C, _BUSY_TEMP_C = 35, 75
 _IDLE_POWER_W, _BUSY_POWER_W = 60.0, 300.0
 _CLOCK_MHZ, _MEMORY_CLOCK_MHZ = 1980, 2619
@@ -68,80 +57,6 @@ def kernel_log(directory: Path) -> Path:
     path = directory / KERNEL_LOG
     path.touch()
     return path
-
-
-class Averages(msgspec.Struct):
-    """Running averages of the busy share (0 to 1) of a server's slots."""
-
-    utilisation: float = 0.0
-    power: float = 0.0
-    temp: float = 0.0
-    powered_s: float = 0.0  # integral of ``power`` over time
-
-    def advance(self, share: float, elapsed_s: float) -> None:
-        """Let ``elapsed_s`` pass with a share of ``share`` of the slots busy."""
-        self.utilisation = share + (self.utilisation - share) * math.exp(-elapsed_s / _UTILISATION_TAU_S)
-        above, rest = self.power - share, math.exp(-elapsed_s / _POWER_TAU_S)
-        self.powered_s += share * elapsed_s + above * _POWER_TAU_S * (1 - rest)
-        self.power = share + above * rest
-        self.temp = share + (self.temp - share) * math.exp(-elapsed_s / _TEMP_TAU_S)
-
-
-class Load(msgspec.Struct):
-    """The latest note of a stand-in server about itself."""
-
-    pid: int
-    slots: int
-    busy: int
-    vram_bytes: int
-    averages: Averages
-    monotonic_s: float  # CLOCK_MONOTONIC is one clock for all processes of a machine
-    runner_pid: int | None = None
-
-
-class LoadReporter:
-    """Writes the load of this process's server to ``<directory>/<uuid>.json`` whenever it changes.
-
-    At most five times a second, and always once after the last change. Used inside a running event loop.
-    """
-
-    def __init__(self, directory: Path, uuids: list[str], slots: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._paths = [directory / f"{uuid}.json" for uuid in uuids]
-        self._load = Load(os.getpid(), slots, 0, 0, Averages(), time.monotonic())
-        for path in self._paths:  # a restarted server's GPU is still warm
-            if (earlier := _read(path)) is not None:
-                self._load.averages = _present(earlier).averages
-        self._written_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._write()
-
-    def busy(self, slots: int) -> None:
-        """Slots that produce tokens now."""
-        load, now_s = self._load, time.monotonic()
-        load.averages.advance(load.busy / load.slots, now_s - load.monotonic_s)
-        load.monotonic_s, load.busy = now_s, slots
-        self._changed()
-
-    def memory(self, vram_bytes: int, runner_pid: int | None) -> None:
-        """Memory that the server's models hold, and the process that holds it."""
-        self._load.vram_bytes, self._load.runner_pid = vram_bytes, runner_pid
-        self._changed()
-
-    def _changed(self) -> None:
-        if self._timer is None:
-            wait_s = max(0.0, self._written_s + _WRITE_PAUSE_S - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._write)
-
-    def _write(self) -> None:
-        self._timer, self._written_s = None, time.monotonic()
-        share_of_memory = msgspec.structs.replace(self._load, vram_bytes=self._load.vram_bytes // len(self._paths))
-        data = msgspec.json.encode(share_of_memory)
-        for path in self._paths:
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            with contextlib.suppress(FileNotFoundError):  # the directory of a finished test
-                temporary.write_bytes(data)
-                temporary.replace(path)
 
 
 class SimulatedGpus(GpuSource):
@@ -204,35 +119,41 @@ class SimulatedGpus(GpuSource):
     def _reading(self, gpu: Gpu) -> Reading:
         if self._timeline.active(gpu.index, "lost"):
             return Reading(gpu.uuid, time.time(), errors={"handle": "GPU is lost"}, trouble="lost")
-        load = _read(self._directory / f"{gpu.uuid}.json")
-        load = Load(0, 1, 0, 0, Averages(), time.monotonic()) if load is None else _present(load)
-        processes = []
-        if load.vram_bytes and load.runner_pid is not None and _alive(load.runner_pid):
-            processes = [GpuProcess(load.runner_pid, load.vram_bytes)]
+        load = self._total(gpu)
         foreign = self._timeline.active(gpu.index, "foreign")
-        processes += [GpuProcess(event.pid, event.memory_bytes) for event in foreign if _alive(event.pid)]
-        averages = load.averages
-        reasons = sum({event.reasons for event in self._timeline.active(gpu.index, "throttle")})
+        processes = [GpuProcess(*held) for held in load.held]
+        processes += [GpuProcess(event.pid, event.memory_bytes) for event in foreign if is_alive(event.pid)]
+        slowed = sum({event.reasons for event in self._timeline.active(gpu.index, "throttle")})
+        capped = load.power > 0.99 * self._most_power(gpu)
         reading = Reading(
             uuid=gpu.uuid,
             at_s=time.time(),
-            utilisation_percent=round(_FULL_PERCENT * averages.utilisation),
-            memory_utilisation_percent=round(_FULL_PERCENT / 2 * averages.utilisation),
+            utilisation_percent=round(_FULL_PERCENT * load.utilisation),
+            memory_utilisation_percent=round(_FULL_PERCENT / 2 * load.utilisation),
             memory_used_bytes=sum(process.memory_bytes or 0 for process in processes),
             memory_total_bytes=gpu.memory_bytes,
-            temp_c=self._temp_c(gpu, averages.temp),
-            memory_temp_c=self._temp_c(gpu, averages.temp) + _MEMORY_WARMER_C,
-            power_w=round(self._power_w(gpu, averages.power), 1),
-            energy_j=self._energy_j(gpu, averages.powered_s),
+            temp_c=self._temp_c(gpu, load.temp),
+            memory_temp_c=self._temp_c(gpu, load.temp) + _MEMORY_WARMER_C,
+            power_w=round(self._power_w(gpu, load.power), 1),
+            energy_j=self._energy_j(gpu, load.powered_s),
             power_limit_w=POWER_LIMIT_W,
-            clock_mhz=_CLOCK_MHZ // 2 if reasons else _CLOCK_MHZ,
+            clock_mhz=round(_CLOCK_MHZ * pace(self._timeline, gpu.index) / (2 if slowed else 1)),
             memory_clock_mhz=_MEMORY_CLOCK_MHZ,
-            clock_reasons=reasons,
+            clock_reasons=slowed | (ClockReason.POWER_CAP if capped else 0),
             performance_state=0,
-            margin_c=max(1, _SLOWDOWN_C - self._temp_c(gpu, averages.temp)),
+            margin_c=max(1, _SLOWDOWN_C - self._temp_c(gpu, load.temp)),
             processes=processes,
         )
         return self._changed(gpu, reading)
+
+    def _total(self, gpu: Gpu) -> Total:
+        """Its load; with no more power than it may take."""
+        load, most = total(self._directory, gpu.uuid), self._most_power(gpu)
+        return load._replace(power=min(load.power, most), temp=min(load.temp, most))
+
+    def _most_power(self, gpu: Gpu) -> float:
+        caps_w = [event.watts for event in self._timeline.active(gpu.index, "power_cap")]
+        return (min([POWER_LIMIT_W, *caps_w]) - _IDLE_POWER_W) / (_BUSY_POWER_W - _IDLE_POWER_W)
 
     def _power_w(self, gpu: Gpu, share: float) -> float:
         wasted_w = sum(event.watts for event in self._timeline.active(gpu.index, "waste"))
@@ -265,11 +186,8 @@ class SimulatedGpus(GpuSource):
             for name, per_s in rates.items():
                 counters[name] = counters.get(name, 0.0) + per_s * lasted_s
         whole = {name: value if name.endswith(("_s", "_j")) else int(value) for name, value in counters.items()}
-        load = _read(self._directory / f"{gpu.uuid}.json")
-        reading = msgspec.structs.replace(
-            reading, energy_j=self._energy_j(gpu, _present(load).averages.powered_s if load else 0.0)
-        )
-        return self._changed(gpu, msgspec.structs.replace(reading, **whole))
+        told = {"energy_j": self._energy_j(gpu, self._total(gpu).powered_s)} | whole
+        return self._changed(gpu, msgspec.structs.replace(reading, **told))
 
     def _identity(self, gpu: Gpu) -> Identity:
         card = Identity(
@@ -311,29 +229,3 @@ _ABSENT = {
     | {"memory_temp_c", "ecc", "ecc_pending", "recovery_action", "pcie_fatal", "pcie_non_fatal", "pcie_correctable"},
     "old_driver": {"margin_c", "recovery_action", "sram_threshold_exceeded"} | _GROWING,
 }
-
-
-def _read(path: Path) -> Load | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Load)
-    except FileNotFoundError:
-        return None
-
-
-def _present(load: Load) -> Load:
-    """``load`` with its averages brought from its last change to now."""
-    now_s = time.monotonic()
-    busy = load.busy if _alive(load.pid) else 0
-    # A file from before a reboot has a monotonic time in the future.
-    load.averages.advance(busy / load.slots, max(0.0, now_s - load.monotonic_s))
-    load.monotonic_s, load.busy = now_s, busy
-    return load
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")

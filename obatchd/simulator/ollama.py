@@ -101,7 +101,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     # Imported when the port is already open: together they take longer than all the rest of the start.
     from aiohttp import web
 
-    from obatchd.simulator.gpus import LoadReporter
+    from obatchd.simulator.cards.load import LoadReporter
     from obatchd.simulator.scheduler import Scheduler
     from obatchd.simulator.server import Server
     from obatchd.simulator.store import ModelStore

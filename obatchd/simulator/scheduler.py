@@ -16,8 +16,8 @@ from itertools import takewhile
 from typing import Any
 
 from obatchd.simulator import golog
+from obatchd.simulator.cards.load import LoadReporter
 from obatchd.simulator.config import Config, FaultBox, ModelSpec
-from obatchd.simulator.gpus import LoadReporter
 from obatchd.simulator.runner import RunnerGone, RunnerProcess
 
 FOREVER_S = (2**63 - 1) / 1e9  # Go's longest duration, what a negative keep_alive means

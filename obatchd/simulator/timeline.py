@@ -1,4 +1,5 @@
-"""Events of stand-in GPUs and their times: heat, throttling, ECC errors, XIDs, a GPU that is lost, a driver that hangs.
+"""Events of stand-in GPUs and their times: heat, throttling, ECC errors, XIDs, a GPU that is lost, a driver that hangs;
+and faults that only a load shows: wrong results, bits that are stuck, slow links.
 
 The timeline is ``gpus.json`` in the directory of the stand-ins: GPU index to a list of events. Its own modification
 time is its zero, so it goes on over restarts, and whoever writes the file again begins anew. At first it is what
@@ -28,6 +29,14 @@ EventKind = Literal[
     "no_driver",  # the driver is not loaded (yet)
     "mismatch",  # the driver was updated under the running kernel module
     "foreign",  # process `pid` holds `memory_bytes`
+    "power_cap",  # takes no more than `watts`, whatever its limit is; clocks and speeds fall
+    # Of the stress process (:mod:`obatchd.simulator.cards.device`):
+    "wrong_tile",  # one product in `every` has a wrong element
+    "stuck_bit",  # bit `bit` of the word that lies at `place_percent` of the memory is always 1
+    "slow_link",  # to the host, or to GPU `peer` alone, it exchanges data `factor` times as slowly
+    "hang_kernel",  # no call into the driver returns, and SIGTERM does nothing
+    "killed",  # the driver kills the process
+    "eats_memory",  # the process takes more and more of the host's memory, up to `memory_bytes`
 ]
 
 
@@ -47,6 +56,11 @@ class GpuEvent(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     line: str = ""  # of the kernel log, behind the address
     pid: int = 0
     memory_bytes: int | None = 4 * 1024**3  # None: the driver does not tell
+    every: int = 20
+    bit: int = 5
+    place_percent: float = 50.0
+    peer: int | None = None
+    factor: float = 4.0
 
     def lasted_s(self, now_s: float) -> float:
         """For how long it has been so, up to ``now_s`` on the timeline."""
@@ -113,6 +127,11 @@ class Timeline:
 
 
 _JUST_S = 2.0
+
+
+def pace(timeline: Timeline, index: int) -> float:
+    """The share of its speed that a power cap leaves to a GPU."""
+    return 0.6 if timeline.active(index, "power_cap") else 1.0
 
 
 def write_script(directory: Path, script: Script) -> None:

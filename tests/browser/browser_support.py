@@ -7,8 +7,12 @@ import os
 import shutil
 import subprocess
 import textwrap
+from base64 import b64encode
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daemon_support import Daemon
 
 DRIVER = Path(__file__).parent / "driver.mjs"
 PACKAGES = Path(os.environ.get("OBATCHD_TEST_PROGRAMS", "~/.cache/obatchd/programs")).expanduser() / "page"
@@ -24,6 +28,13 @@ def why_not() -> str:
     if not all((PACKAGES / "node_modules" / name).exists() for name in ("playwright-core", "axe-core")):
         return "playwright-core and axe-core are not here: scripts/test-page gets them"
     return ""
+
+
+def link_of(d: Daemon) -> str:
+    """A new link to its page."""
+    made = d.control("web", "--print")
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
 
 
 class Browser:
@@ -72,6 +83,27 @@ class Browser:
         path = self.shots / f"{name}.png"
         self.run("await page.screenshot({ path: given.path, fullPage: given.whole })", path=str(path), whole=whole)
         return path
+
+    def differ(self, one: Path, other: Path) -> int:
+        """How many pixels of two pictures differ by more than what round corners do between two runs of Chromium."""
+        code = """
+            const tab = await at.tab();
+            const count = await tab.evaluate(async (both) => {
+              const pixels = await Promise.all(both.map(async (base64) => {
+                const image = await createImageBitmap(await (await fetch(`data:image/png;base64,${base64}`)).blob());
+                const context = new OffscreenCanvas(image.width, image.height).getContext('2d');
+                context.drawImage(image, 0, 0);
+                return context.getImageData(0, 0, image.width, image.height).data;
+              }));
+              const [a, b] = pixels, found = new Set();
+              if (a.length !== b.length) return -1;
+              for (let at = 0; at < a.length; at++) if (Math.abs(a[at] - b[at]) > 16) found.add(at >> 2);
+              return found.size;
+            }, given.both);
+            await tab.close();
+            return count;
+        """
+        return int(self.run(code, both=[b64encode(path.read_bytes()).decode() for path in (one, other)]))
 
     def text(self, selector: str = "body") -> str:
         return str(self.run("return await page.locator(given.selector).first().innerText()", selector=selector))

@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import web
 
 from obatchd.documents.gpus import GpuEntry, GpuEventEntry, Gpus, KernelLogState
-from obatchd.documents.history import Column, GpuColumns, GpuHistory, HostWork, WorkHistory
+from obatchd.documents.history import Column, GpuColumns, GpuHistory, HostWork, ServerWorked, WorkHistory
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.status import (
     DiskState,
@@ -36,6 +36,8 @@ from obatchd.front.page.files import PageFiles
 from obatchd.front.page.routes import _POLICY
 from obatchd.times import instant
 
+NOW_S = 1_795_953_600  # 2026-11-29 12:00 UTC
+HISTORIES = ("/obatchd/v1/gpu-history", "/obatchd/v1/work-history")
 CODE, TOKEN = "c" * 43, "obs_made_up"
 GIB = 1024**3
 
@@ -89,19 +91,19 @@ def job(number: int, look: int) -> JobDocument:
     )  # fmt: skip
 
 
-def history(gpus: int, step_s: int = 120, steps: int = 720) -> tuple[GpuHistory, WorkHistory]:
-    """A day: work from eight to eight, a pause of two hours of which nothing is known, and an XID."""
-    end_s = int(time.time()) // step_s * step_s
+def history(gpus: int, end_s: int, span: str = "24h") -> tuple[GpuHistory, WorkHistory]:
+    """A day: work for twelve hours, a pause of two hours of which nothing is known, and an XID. Or an hour of work."""
+    step_s, steps, first_hour = (60, 60, 7) if span == "1h" else (120, 720, 0)
+    end_s = end_s // step_s * step_s
     at_s = [end_s - step_s * (steps - step) for step in range(steps)]
 
     def column(low: float, high: float, seed: int) -> Column:
-        busy = [(step * step_s // 3600 + seed // 9) % 24 for step in range(steps)]
+        hours = [(first_hour + step * step_s // 3600 + seed // 9) % 24 for step in range(steps)]
         noise = [(step * 7919 + seed * 104729) % 97 / 97 for step in range(steps)]
-        known = [not 500 < step < 560 for step in range(steps)]
         wanted = [
-            low + (high - low) * (0.9 + noise[n] / 10 if 6 <= busy[n] < 18 else noise[n] / 30) for n in range(steps)
+            low + (high - low) * (0.9 + noise[n] / 10 if 6 <= hours[n] < 18 else noise[n] / 30) for n in range(steps)
         ]
-        return [value if known[n] else None for n, value in enumerate(wanted)]
+        return [None if 500 < step < 560 else value for step, value in enumerate(wanted)]
 
     cards = [gpu(index, 0) for index in range(gpus)]
     columns = [
@@ -113,13 +115,14 @@ def history(gpus: int, step_s: int = 120, steps: int = 720) -> tuple[GpuHistory,
         )
         for n, card in enumerate(cards)
     ]  # fmt: skip
-    when_s = at_s[300] + 5.0
+    when_s = at_s[steps * 5 // 12] + 5.0
     card = cards[5]
     event = GpuEventEntry(
         when_s, card.uuid, card.serial, card.slot, "xid", "", "79", "fallen off the bus", instant(when_s)
     )
     work = HostWork(*(column(0, high, 1) for high in (17_000, 80, 0.1, 400_000, 430, 0)))
-    return GpuHistory(step_s, at_s, columns, [event], False), WorkHistory(step_s, at_s, work, [])
+    servers = [ServerWorked(f"gpu{n}", column(0, 610 + n, n), column(0, 16, n)) for n in range(gpus)]
+    return GpuHistory(step_s, at_s, columns, [event], False), WorkHistory(step_s, at_s, work, servers)
 
 
 class MadeUp:
@@ -127,14 +130,12 @@ class MadeUp:
 
     def __init__(self, gpus: int = 28, jobs: int = 1000) -> None:
         self.gpus, self.jobs = gpus, jobs
+        self.now_s = int(time.time())  # to which its history goes
         self.look = 0  # grows with every document, so that each is another one
         self.still = False  # it does not grow
         self.silent = False  # connections are cut
         self.administrator = True
-        made = history(gpus) if gpus else (None, None)
-        self.documents: dict[str, Any] = {
-            f"/obatchd/v1/{name}": one for name, one in zip(("gpu-history", "work-history"), made, strict=True) if one
-        }
+        self.documents: dict[str, Any] = {}  # more of them, by path
         self.asked: Counter[tuple[str, int]] = Counter()  # path and status
         self.url = ""
         self.files = PageFiles()
@@ -190,6 +191,9 @@ class MadeUp:
                 return web.Response(status=304, headers={"ETag": tag})
             return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
         found = self.documents.get(path)
+        if self.gpus and path in HISTORIES:
+            made = history(self.gpus, self.now_s, request.query.get("span", "24h"))
+            found = made[HISTORIES.index(path)]
         if found is None:
             empty: dict[str, Any] = {
                 "at_s": [],

@@ -10,16 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_support import Browser
+from browser_support import Browser, link_of
 from daemon_support import Document, jsonl, prompts, wait_for
 from programs_support import Programs, for_all_tests
 
 SIMULATOR = {"tokens_per_s": 200.0, "answer": {"tokens": 12}, "load_s": 0.1}
-HOSTILE = {
-    "script": "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'>",
-    "direction": "see \u202egnp.exe\u202c and \u200fthis",
-    "nul": "before \u0000 after \u001b[31m red",
-}
 DROP = """
     // What was dropped as a browser hands it over: files, or a folder of them.
     await page.evaluate(({ selector, files }) => {
@@ -46,16 +41,10 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
         yield found
 
 
-def link_of(found: Programs) -> str:
-    made = found.d.control("web", "--print")
-    assert made.returncode == 0, made.stderr
-    return made.stdout.strip()
-
-
 @pytest.fixture
 def page(browser: Browser, door: Programs) -> Iterator[Browser]:
     """Signed in; at the end nothing went wrong, and nothing was asked elsewhere."""
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     yield browser
     assert browser.trouble() == []
     assert browser.foreign(f"http://127.0.0.1:{door.port}") == []
@@ -81,7 +70,7 @@ def jobs(door: Programs) -> dict[str, Document]:
 
 
 def test_a_link_works_once(browser: Browser, door: Programs) -> None:
-    link = link_of(door)
+    link = link_of(door.d)
     browser.sign_in(link)
     browser.context()
     browser.run("await page.goto(given.link)", link=link)
@@ -90,7 +79,7 @@ def test_a_link_works_once(browser: Browser, door: Programs) -> None:
 
 
 def test_signing_out_ends_the_session(browser: Browser, door: Programs) -> None:
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     token = browser.run("return page.evaluate(() => sessionStorage.getItem('obatchd.token'))")
     browser.click("text=Sign out")
     browser.wait("text=Nobody is signed in")
@@ -100,11 +89,7 @@ def test_signing_out_ends_the_session(browser: Browser, door: Programs) -> None:
 def test_a_dropped_file_is_a_job_within_seconds_and_its_answers_stand_beside_the_prompts(
     page: Browser, door: Programs
 ) -> None:
-    begun = time.monotonic()
     job = submit(page, "mine.jsonl", prompts(30, "look"), label="first look")
-    wait_for(lambda: jobs(door).get(job))
-    took_s = time.monotonic() - begun
-    print(f"a job after {took_s:.1f} s")
     page.view("jobs", "text=first look")
     page.click("text=first look")
     page.wait("text=Answers beside their prompts")
@@ -121,6 +106,34 @@ def test_a_dropped_file_is_a_job_within_seconds_and_its_answers_stand_beside_the
     assert page.run("return page.locator('li.answer').count()") == 10
     page.click("text=← Earlier")
     page.wait("text=/line 1 /")
+
+
+def test_a_job_that_comes_by_another_way_appears_within_three_seconds_and_its_progress_moves(
+    page: Browser, door: Programs, tmp_path: Path
+) -> None:
+    page.view("jobs")
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_bytes(jsonl(prompts(900, "elsewhere")))
+    made = door.d.control("submit", elsewhere)
+    assert made.returncode == 0, made.stderr
+    begun_s = time.monotonic()
+    page.wait("tr:has-text('elsewhere.jsonl')")
+    took_s = time.monotonic() - begun_s
+    print(f"a job appears after {took_s:.1f} s")
+    assert took_s <= 3
+    seen = page.run(
+        """
+        // What the bar says, until all is answered; nothing is loaded anew.
+        const said = [], row = page.locator("tr:has-text('elsewhere.jsonl')");
+        while (!said.at(-1)?.startsWith('900 / 900')) {
+          const text = await row.locator('.bar .in').innerText();
+          if (text !== said.at(-1)) said.push(text);
+          await page.waitForTimeout(50);
+        }
+        return said;
+        """
+    )
+    assert len(seen) >= 3 and all("/ 900" in text for text in seen)
 
 
 def test_failures_are_shown_by_cause_with_advice_and_are_tried_again(page: Browser, door: Programs) -> None:
@@ -246,25 +259,9 @@ def test_a_job_whose_answer_is_lost_is_made_once(page: Browser, door: Programs, 
     assert len(said) == calls and all("ERR_CONNECTION_RESET" in line for line in said), said
 
 
-def test_what_strangers_wrote_is_text(page: Browser, door: Programs) -> None:
-    requests = [{"id": name, "prompt": text} for name, text in HOSTILE.items()]
-    requests.append({"id": "<b>long</b>", "prompt": "word " * 200_000})
-    job = submit(page, "hostile.jsonl", requests, label="<img src=x onerror=alert(1)>")
-    wait_for(lambda: jobs(door)[job]["state"] == "done", 60)
-    page.view(f"jobs/{job}", "li.answer >> nth=3")
-    text = page.text("main")
-    assert "<script>window.hit = 1</script>" in text and "<img src=x onerror=alert(1)>" in text
-    assert "⟦U+202E⟧gnp.exe" in text and "⟦U+200F⟧" in text and "⟦U+0000⟧" in text and "⟦U+001B⟧" in text
-    assert page.run("return page.evaluate(() => window.hit)") is None
-    assert page.run("return page.locator('main script, main img, main b:has(b)').count()") == 0
-    page.click("text=Show all of it (1,000,000 characters)")
-    page.wait("text=Show the beginning")
-    assert len(page.run("return page.locator('li.answer >> nth=3').innerText()")) > 900_000
-    page.shoot("hostile")
-    assert page.findings() == []
-
-
-def test_every_view_is_accessible_and_asks_nobody_else(page: Browser, door: Programs) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_is_accessible_and_asks_nobody_else(page: Browser, door: Programs, scheme: str) -> None:
+    page.run("await page.emulateMedia({ colorScheme: given.scheme })", scheme=scheme)
     for view in ("fleet", "jobs", "submit", "history", "burnin"):
         page.view(view)
         page.run("await page.waitForTimeout(800)")
@@ -294,7 +291,7 @@ def test_eight_tabs_are_answered(page: Browser, door: Programs) -> None:
 
 @pytest.mark.timeout(180)
 def test_a_daemon_that_was_stopped_for_a_while_is_shown_as_stale(browser: Browser, door: Programs) -> None:
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     process = door.d.process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
@@ -307,7 +304,7 @@ def test_a_daemon_that_was_stopped_for_a_while_is_shown_as_stale(browser: Browse
 
 
 def test_a_daemon_that_began_anew_asks_to_sign_in_again(browser: Browser, door: Programs) -> None:
-    browser.sign_in(link_of(door))
+    browser.sign_in(link_of(door.d))
     door.d.kill()
     browser.wait("text=No answer since", 25)
     browser.shoot("gone")
@@ -316,6 +313,6 @@ def test_a_daemon_that_began_anew_asks_to_sign_in_again(browser: Browser, door: 
     browser.wait("text=obatchctl web", 25)
     browser.run(
         "await page.locator('input[name=link]').fill(given.link); await page.keyboard.press('Enter')",
-        link=link_of(door),
+        link=link_of(door.d),
     )
     browser.wait("header")

@@ -48,7 +48,25 @@ class Program(threading.Thread):
             with contextlib.suppress(openai.ConflictError):  # it was over already, or not read yet
                 self._client.batches.cancel(batch.id)
         if self._random.random() < 0.5:
-            self._client.files.delete(file)
+            self._delete_file(file)
+
+    def _delete_file(self, file: str) -> None:
+        """Tried again as the client does by itself. It is gone before only where the answer to a try got lost."""
+        once, lost = self._client.with_options(max_retries=0), False
+
+        def deleted() -> bool:
+            nonlocal lost
+            try:
+                once.files.delete(file)
+            except openai.NotFoundError:
+                if not lost:
+                    raise
+            except (openai.APIConnectionError, openai.InternalServerError):
+                lost = True
+                return False
+            return True
+
+        wait_for(deleted, 60, "the file is deleted")
 
 
 @pytest.mark.timeout(240)

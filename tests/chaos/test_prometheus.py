@@ -76,6 +76,7 @@ WRONG: dict[int, set[str]] = {
 }  # fmt: skip
 
 NOT_OURS: set[Alert] = {("ObatchDiskFillsUp", host) for host in (STUCK, LONE, WELL)}  # the disk of this machine
+A_MOMENT_S = 60.0  # within ten minutes: as when work begins, and the mean of minutes is not yet what it is at present
 SLOW: set[Alert] = {("ObatchQueueGrows", STUCK)}  # which looks at the mean of ten minutes
 
 
@@ -415,8 +416,13 @@ def test_ten_minutes_in_which_alerts_fire_and_a_fleet_of_28_gpus_has_none(
             assert sorted(scene.firing()) == sorted(one for one in wrong - over if one[0] in due)
         counted_s = int(time.time() - works_s)
         ever = f'count_over_time(ALERTS{{instance="{scene.instances[WELL]}"}}[{counted_s}s])'
-        told = {(one.labels["alertname"], WELL) for one in scene.prometheus.query(ever)}
-        assert told - NOT_OURS == set()
+        told = [
+            (one.labels["alertname"], one.labels["alertstate"], one.value * every_s)
+            for one in scene.prometheus.query(ever)
+            if (one.labels["alertname"], WELL) not in NOT_OURS
+        ]
+        # The time that an expression has to be true is there for moments on a busy machine: they are short, and few.
+        assert [one for one in told if one[1] == "firing" or one[2] > A_MOMENT_S] == []
         assert scene.number(f"min_over_time(up{{HOST}}[{counted_s}s])", WELL) == 1
         assert scene.number(f"sum(resets(obatch_requests_total{{HOST}}[{counted_s}s]))", WELL) == 0
         the_disk_is_mended(scene)
@@ -429,6 +435,7 @@ def test_ten_minutes_in_which_alerts_fire_and_a_fleet_of_28_gpus_has_none(
             "requests": "sum(obatch_requests_total{HOST})",
         }.items():
             print(f"28 GPUs, {name}: {scene.number(expression, WELL):.1f}")
+        print(f"28 GPUs, for a moment: {told}")
         print(f"fired: {sorted(scene.firing())}")
 
 

@@ -20,7 +20,8 @@ from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Ended
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.manager import Burnin
-from obatchd.daemon.burnin import BurninHost
+from obatchd.daemon.burnin import BurninHost, StressFiles
+from obatchd.gpus.model import Gpu
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
@@ -110,6 +111,34 @@ async def runs_kept(directory: Path, patch: pytest.MonkeyPatch, settings: Curren
     return [run.run[:4] for run in await runs.runs()]
 
 
+async def untested(directory: Path, patch: pytest.MonkeyPatch, settings: Current[Settings]) -> str:
+    """Of a run whose only load is a model that leaves some memory."""
+    asked = plans.Asked(duration="1h", load=["model"])
+    plan = plans.make("20261124-180000", asked, [uuid(0)], those_of_a_run(settings))
+    reasons = judged(simulate([Card()], 1.0, plan=plan))[0].reasons
+    return next((str(reason.consequence) for reason in reasons if reason.signal == "vram_untested"), "")
+
+
+async def memory_asked_for(directory: Path, patch: pytest.MonkeyPatch, settings: Current[Settings]) -> float:
+    """The share of the free memory that a stress process is told to take."""
+    host = Host(directory, patch, settings)
+    runs = Burnin(directory / f"runs-{time.monotonic_ns()}", host)
+    await runs.start({"duration": "10s", "load": ["memory"]})
+    card = host.cards[uuid(0)]
+    async with asyncio.timeout(20):
+        while not card.memory_percent:
+            await asyncio.sleep(0.01)
+    await runs.close()
+    return card.memory_percent
+
+
+async def host_memory(directory: Path, patch: pytest.MonkeyPatch, settings: Current[Settings]) -> int:
+    """The limit of a stress process, in bytes of the host's memory."""
+    gpu = Gpu(uuid(0), "H100", 0, "00000000:01:00.0", None, "1-simulated")
+    host: Any = SimpleNamespace(_settings=settings, gpus_of={"gpu0": (gpu,)}, _files=StressFiles(directory, ()))
+    return BurninHost.stress(host, gpu.uuid, host)._memory_bytes
+
+
 class Run(NamedTuple):
     """A setting before and after a reload, and what is seen of runs that begin with each."""
 
@@ -154,7 +183,10 @@ RUNS = {
         50, 99, verdict_of("short_load", Card(busy=lambda at_s: not idle(at_s))), ("", "inconclusive")
     ),
     "burnin.least_seen_percent": Run(50, 99, verdict_of("monitoring_lost", Card(blind=idle)), ("", "inconclusive")),
-    "burnin.vram_target_percent": Run(80, 95, verdict_of("vram_untested", Card()), ("", "note")),
+    "burnin.vram_target_percent": Run(80, 95, untested, ("", "note")),
+    "burnin.covered_percent": Run(50, 99, verdict_of("low_stress", Card(), *USUAL), ("", "note")),
+    "burnin.memory_percent": Run(50.0, 90.0, memory_asked_for, (50.0, 90.0)),
+    "burnin.stress_memory_mib": Run(1000, 2000, host_memory, (1000 * 2**20, 2000 * 2**20)),
     "burnin.keep_runs": Run(100, 1, runs_kept, (["2026", "2026", "2025"], ["2026"])),
     "burnin.keep_days": Run(400, 30, runs_kept, (["2026", "2026", "2025"], ["2026", "2026"])),
 }  # fmt: skip

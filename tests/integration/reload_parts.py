@@ -14,6 +14,7 @@ import pytest
 from dispatch_support import LARGE, SMALL, Port, Rig
 from reload_metrics import METRICS
 from reload_people import PEOPLE
+from reload_tuning import TUNING
 from settings_support import in_force, reload
 from task_support import Failures
 from test_committer import Rig as CommitterRig
@@ -338,4 +339,4 @@ PARTS = {
     "watchdog.vram_s": Part(NEVER_S, 0.05, looked_at_vram),
     "watchdog.repeats": Part(1000, 3, drained_after_restarts()),
     "watchdog.window_s": Part(1e-3, 3600, drained_after_restarts(repeats=3)),
-} | {key: Part(*part) for key, part in (PEOPLE | METRICS).items()}
+} | {key: Part(*part) for key, part in (PEOPLE | METRICS | TUNING).items()}

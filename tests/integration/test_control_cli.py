@@ -205,6 +205,8 @@ async def test_jobs_and_one_job(served: tuple[FakeOperations, Path]) -> None:
     assert len((await as_json(spool, "jobs"))["jobs"]) == 1
     assert (await as_json(spool, "jobs", "--state", "done"))["jobs"] == []
     assert "No jobs." in (await obatchctl(spool, "jobs", "--state", "done"))[1]
+    code, problem = await obatchctl(spool, "jobs", "--after", "prompts.jsonl", stderr=True)
+    assert code == 1 and "after must be the id of a job" in problem, "else it would be the beginning of the list again"
     assert "prompts.jsonl" in (await obatchctl(spool, "jobs"))[1]
     next(iter(daemon.known.values())).notes = ["model \x1b[2Jtaken"]
     code, text = await obatchctl(spool, "job", "2026")

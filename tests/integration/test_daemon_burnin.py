@@ -69,7 +69,7 @@ def test_a_run_over_a_kill_and_a_gpu_that_goes_bad_and_is_tested_again(daemon: S
     with pytest.raises(ConfigError, match="is in quarantine"):
         d.client.post("burnin", body={"gpus": ["1"], "with_jobs": True})
     write_script(d.spool / "work" / "simulator", {})  # it is repaired
-    again = d.client.post("burnin", body={"gpus": ["1"], "duration": "10s"})["run"]
+    again = d.client.post("burnin", body={"gpus": ["1"], "duration": "10s", "load": ["model"]})["run"]
     d.drop("after.jsonl", prompts(60, "after"))
     wait_for_the_end(d)
     report = status(d)

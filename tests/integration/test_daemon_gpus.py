@@ -242,3 +242,13 @@ def test_a_driver_that_comes_later_gets_its_servers(
     [_, ready_s] = [at_s for at_s, words in manager if words.startswith("READY=1")]
     beats = [at_s for at_s, words in manager if words == "WATCHDOG=1" and began_s < at_s < ready_s]
     assert len(beats) > 5, "the service manager does not take it for dead meanwhile"
+
+    happens(d, 0, GpuEvent("no_driver"))  # a boot after which it does not come
+    d.start()
+    assert [s["id"] for s in d.servers()] == ["cpu0"], "work goes on"
+    assert d.status()["state"] == "degraded" and "There were 2 GPUs here before" in reasons(d)
+    assert "There were 2 GPUs here before" in d.control("doctor").stdout
+    shown = d.control("gpus")
+    assert shown.returncode == 1 and health(d) == ["unknown", "unknown"]
+    assert [d.control("gpus", "release", gpu).returncode for gpu in ("0", "1")] == [0, 0]
+    assert d.status()["state"] == "running" and d.control("gpus").returncode == 0

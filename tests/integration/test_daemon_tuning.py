@@ -15,7 +15,7 @@ Make = Callable[..., Daemon]
 
 def test_slots_are_found_on_the_work_of_a_job_and_used_at_the_next_start(make_daemon: Make) -> None:
     d = make_daemon(CONFIG, simulator={**CURVE, "load_s": 0.05})
-    asked = with_old_job(d, 9000)
+    asked = with_old_job(d, 10_000)
     wait_for(lambda: d.events("slots_chosen"), 90, "the search is over")
     found = tuning(d)
     job = d.done("job.jsonl", 60)

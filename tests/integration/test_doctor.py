@@ -37,17 +37,24 @@ def taken_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-async def test_with_the_daemon_down(tmp_path: Path, program: Path) -> None:
+async def test_it_names_the_program_that_answers_and_its_version(tmp_path: Path, program: Path) -> None:
     config = tmp_path / "obatchd.toml"
-    config.write_text(f'gpus = "simulated:2"\n[servers]\nollama = "{program}"\nmodels_dir = "{tmp_path}/models"\n')
+    config.write_text(f'[servers]\nollama = "{program}"\n')
     lines = await findings(tmp_path / "spool", "--config", config)
-    assert lines["config"]["level"] == "ok"
     assert lines["ollama"] == {
         "level": "ok",
         "about": "ollama",
         "text": f"0.24.0 at {program}",
         "next_command": "",
     }
+
+
+async def test_with_the_daemon_down(tmp_path: Path) -> None:
+    config = tmp_path / "obatchd.toml"
+    config.write_text(f'gpus = "simulated:2"\n[servers]\nmodels_dir = "{tmp_path}/models"\n')
+    lines = await findings(tmp_path / "spool", "--config", config)
+    assert lines["config"]["level"] == "ok"
+    assert lines["ollama"]["text"] == "stand-ins answer: Ollama need not be installed on this host"
     assert "made by the first pull" in lines["models"]["text"] or lines["models"]["level"] == "warn"
     assert lines["daemon"]["level"] == "warn"
     assert lines["spool"]["text"].endswith("does not exist yet; the daemon makes it")

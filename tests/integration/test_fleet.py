@@ -177,6 +177,12 @@ async def test_a_server_takes_the_slots_that_it_is_to_have_and_goes_back_where_t
         tuned.prefer((16, 8))
         await server.load(profile)  # the same profile, and another process
         assert (server.slots, tuned.process_slots, tuned.vram_bytes) == (16, 16, 72 * GIB)
+        pid = server.pid
+        tuned.use(6)
+        assert (server.slots, tuned.process_slots, server.pid) == (6, 16, pid)  # the others stay free
+        tuned.use(64)
+        assert (server.slots, tuned.process_slots, server.pid) == (16, 16, pid)  # it has no more
+        tuned.use(6)
         tuned.prefer((32, 16))
         await server.load(profile)
         assert (server.slots, server.loaded) == (16, profile)

@@ -105,7 +105,7 @@ async def test_start_returns_when_the_driver_hangs() -> None:
 
 async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obatchd.gpus.probe.REPLACEMENTS", 1)
-    probe = Probe(GpuSettings(poll_s=0.02, silent_s=1.0), partial(scripted, hang_at_second), Failures())
+    probe = Probe(GpuSettings(poll_s=0.02, silent_s=3.0), partial(scripted, hang_at_second), Failures())
     await probe.start()
     assert probe.state == "ok"
     first = probe.pid

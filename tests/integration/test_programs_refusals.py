@@ -246,8 +246,8 @@ def test_uploads_that_a_kill_cut_off_go_at_the_next_start(make_daemon: Callable[
             connection = sending(found, b"x" * 1_200_000, sent_bytes)
             found.d.kill()
             connection.close()
-            found.d.start()
-            assert list((found.d.spool / "work" / "uploads").iterdir()) == []
+            found.d.start()  # it answers on its socket a moment before it looks through the files of programs
+            wait_for(lambda: not list((found.d.spool / "work" / "uploads").iterdir()), what="what was cut off goes")
             assert list(client.files.list()) == [kept]
 
 

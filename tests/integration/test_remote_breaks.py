@@ -67,6 +67,19 @@ def test_a_submission_whose_client_goes_is_made_to_its_end(programs: Programs) -
     assert len(programs.d.client.get("jobs")["jobs"]) == 1
 
 
+def test_a_submission_is_answered_by_a_daemon_that_stops_meanwhile(programs: Programs) -> None:
+    body = {"file": uploaded(programs, 50_000), "name": "p.jsonl", "settings": {"model": "tiny"}}
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(programs.call, "POST", "/obatchd/v1/jobs", body)
+        wait_for(lambda: [*(programs.d.spool / "work/jobs").iterdir()], 10, "the daemon has accepted it")
+        assert programs.d.stop() == 0
+    assert answer.result().status == 200, answer.result().body
+    job = answer.result().document["job"]["job"]
+    assert "Traceback" not in programs.d.log()
+    programs.d.start().ready()
+    wait_for(lambda: programs.d.client.get("jobs", job)["requests"] == 50_000, 60, "all of it is read")
+
+
 def test_a_submission_that_is_sent_again_too_early_is_the_same_job(programs: Programs) -> None:
     body = wanted(uploaded(programs, 20_000))
     with ThreadPoolExecutor(5) as threads:

@@ -253,7 +253,7 @@ class FakeLife:
                     await worker.dead.wait()
                 finally:
                     worker.dead.set()
-                end = End("died", 10.0, worker.lost_host)
+                end = End("died", 10.0, host=worker.lost_host)
             self._place.ended(end)
             await asyncio.sleep(0)
 

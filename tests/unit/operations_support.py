@@ -123,7 +123,7 @@ class Desk(Street):
         unused: Any = None
         tuner = self.engine.dispatcher.tune(DictFacts(), self, self.engine.dispatcher.desk)
         commands = ServerCommands(self.engine, self.fleet, self.probe, tuner)
-        host_commands = HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload)
+        host_commands = HostCommands(self.engine, self.fleet, commands, models, self.watch, alarms, self._reload)
         self.burnin: Any = SimpleNamespace(brief=lambda: None, ended=None)
         self.calls, xids = Counter[tuple[str, str, int]](), XidCounts()
         self.policy.monitor.listen(xids)

@@ -55,6 +55,14 @@ def _busy(queued: str, in_flight: str, kept: str = "0x200") -> Series:
     }
 
 
+def _waiting(results: str, answers: str = "0+60x200") -> Series:
+    return {
+        f"obatch_results_waiting{{{HOST}}}": results,
+        f"obatch_server_requests_total{{{SERVER}}}": answers,
+        f"obatch_server_requests_total{{{SERVER.replace('gpu3', 'gpu4')}}}": "0+0x200",
+    }
+
+
 def _drained(count: str, draining: str) -> Series:
     return {
         f'obatch_server_state{{state="draining",{SERVER}}}': draining,
@@ -148,8 +156,12 @@ CASES: dict[str, Case] = {
     "ObatchFailures": Case(65, _failing("0+10x200"), [_failing("0+1x200"), _failing("500x200")]),
     "ObatchResultsWait": Case(
         25,
-        {f"obatch_results_waiting{{{HOST}}}": "100+10x200"},
-        [{f"obatch_results_waiting{{{HOST}}}": "0+1x60"}, {f"obatch_results_waiting{{{HOST}}}": "2000-1x200"}],
+        _waiting("100+10x200"),
+        [
+            _waiting("0+1x60"),
+            _waiting("2000-1x200"),
+            _waiting("100+10x200", answers="0+60000x200"),  # 28 GPUs with short answers: those of a few commits
+        ],
     ),
     "ObatchDropsBlocked": Case(
         11,

@@ -21,6 +21,7 @@ from obatchd.settings.base import Reload
 
 PACKAGE = Path(obatchd.__file__).parent
 DOCS = PACKAGE.parent / "docs"
+TESTS = Path(__file__).parents[1]
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
 NAMES = {name for page in PAGES.values() for name in re.findall(r"`([^`\n]+)`", page)}
 MODULES = {
@@ -232,3 +233,9 @@ def test_the_libraries_on_the_page_are_those_that_are_installed() -> None:
         "http.client",
     }
     assert named - builtin - {"---"} == needed
+
+
+def test_no_two_modules_of_tests_share_a_name() -> None:
+    """``scripts/test-long`` collects all of them in one process, where the second would get the first."""
+    names = Counter(path.stem for path in TESTS.rglob("*.py") if path.stem not in ("conftest", "__init__", "__main__"))
+    assert [name for name, times in names.items() if times > 1] == []

@@ -345,3 +345,26 @@ def test_erasing_says_that_the_sums_stay(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.stdout.splitlines() == [
         "a erased", "b erased", "The sums of obatchctl usage stay: they name an owner and a month, and no job."
     ]  # fmt: skip
+
+
+def test_older_jobs_are_those_of_the_same_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"jobs": [job()], "next": job().job}
+    for options, again in (
+        ((), "obatchctl jobs"),
+        (("--mine", "--label", "two words", "--limit", "1"), "obatchctl jobs --mine --label 'two words' --limit 1"),
+        (("--state", "done", "--since", "2026-11-20"), "obatchctl jobs --state done --since 2026-11-20T00:00"),
+    ):
+        lines = shown(monkeypatch, "jobs", *options, answer=answer).stdout.splitlines()
+        assert lines[-1] == f"older jobs:  {again} --after 20261128-120000-abcd"
+
+
+def test_a_word_that_the_daemon_does_not_know_as_a_state_has_older_jobs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [job(job=f"20261128-12000{n}-abcd", succeeded=0, failed=300) for n in (3, 2, 1)]
+    answer = {"jobs": [failed[0], job(), failed[1], failed[2]], "next": None}
+    document = json.loads(
+        shown(monkeypatch, "jobs", "--state", "failed", "--limit", "2", "--json", answer=answer).stdout
+    )
+    assert [one["job"] for one in document["jobs"]] == [one.job for one in failed[:2]]
+    assert document["next"] == failed[1].job
+    document = json.loads(shown(monkeypatch, "jobs", "--state", "failed", "--json", answer=answer).stdout)
+    assert len(document["jobs"]) == 3 and document["next"] is None

@@ -127,6 +127,12 @@ def test_an_ollama_that_needs_a_home_tells_its_version(tmp_path: Path, monkeypat
     assert (finding.level, finding.text) == ("ok", f"0.24.0 at {program}")
 
 
+@pytest.mark.parametrize("tables", [{"gpus": {"use": "simulated:2"}}, {"servers": {"ollama": "simulator"}}])
+def test_stand_ins_need_no_ollama(monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert host_checks.ollama(Settings(**tables)).level == "ok"
+
+
 @pytest.mark.parametrize("decoy", ["obatchd/__init__.py", "pynvml.py", "json.py"])
 def test_the_driver_is_asked_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoy: str) -> None:
     (tmp_path / decoy).parent.mkdir(exist_ok=True)

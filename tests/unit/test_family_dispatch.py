@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import pytest
 from dispatch_support import SMALL, Make, rigs, settle
-from fleet_support import Fleet
+from family_fleet import Fleet
 from places_support import places_at
 
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending

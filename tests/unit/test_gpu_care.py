@@ -15,7 +15,7 @@ from operations_support import ADMIN, Desk, desk
 from test_gpu_monitor import DictFacts
 
 from obatchd.dispatch.protocol import GiveUp
-from obatchd.documents.alarms import GpuQuarantined
+from obatchd.documents.alarms import GpuQuarantined, GpusUnknown
 from obatchd.errors import ControlError
 from obatchd.gpucare import policy as module
 from obatchd.gpucare.policy import in_hours
@@ -32,6 +32,65 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setattr(module, "_TICK_S", 0.005)
     async with desk(monkeypatch, tmp_path) as made:
         yield made
+
+
+# A driver that does not answer.
+
+
+def says(rig: Desk) -> tuple[str, list[str]]:
+    """The state in the status and its reasons, which the word alone and the metrics have to share."""
+    status = rig.operations.host.status(ADMIN)
+    assert status.state == rig.operations.host.state(held_up=False)
+    blind = 0.0 if status.gpus.message in status.reasons else 1.0
+    assert f"obatch_probe_up {blind}\n" in rig.metrics.text().decode()
+    return status.state, status.reasons
+
+
+async def test_a_driver_that_is_gone_is_said_by_status_gpus_and_servers(rig: Desk) -> None:
+    rig.read()
+    seen = rig.operations.host.status(ADMIN)
+    assert seen.servers[0].gpus[0].temp_c == 60
+    assert says(rig) == ("running", [])
+    rig.probe.state, rig.probe.message = "unknown", "The GPU driver has said nothing for 15 s."
+    assert says(rig) == ("degraded", ["The GPU driver has said nothing for 15 s."])
+    assert rig.operations.host.status(ADMIN).servers[0].gpus[0].temp_c is None, "nobody knows the present one"
+    rig.probe.state, rig.probe.message, rig.probe.gpus = "absent", "No NVIDIA driver on this host.", []  # after a boot
+    state, [reason] = says(rig)
+    assert state == "degraded"
+    assert reason.startswith("No NVIDIA driver on this host. There were 2 GPUs here before:")
+    assert rig.operations.gpus.all().message == reason
+    for gpu in ("0", "1"):
+        assert (await rig.operations.gpus.release(ADMIN, gpu)).forgotten
+    status = rig.operations.host.status(ADMIN)
+    assert (status.state, status.reasons) == ("running", []), "this host has no GPU any more, and it is known"
+    assert (status.gpus.state, status.gpus.message) == ("absent", "No NVIDIA driver on this host.")
+
+
+async def test_who_wants_no_gpus_misses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk(monkeypatch, tmp_path, gpus={"use": "none"}) as rig:
+        rig.probe.state, rig.probe.message, rig.probe.gpus = "absent", "No NVIDIA driver on this host.", []
+        status = rig.operations.host.status(ADMIN)
+        assert (status.state, status.reasons) == ("running", [])
+        assert "obatch_probe_up" not in rig.metrics.text().decode()
+
+
+async def test_administrators_hear_once_of_a_driver_that_stays_silent(
+    rig: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[str]:
+        return [alarm.words for alarm in rig.alarms if isinstance(alarm, GpusUnknown)]
+
+    rig.probe.state, rig.probe.message = "unknown", "The GPU driver has said nothing for 15 s."
+    await asyncio.sleep(0.05)  # several looks
+    assert told() == [], "it may come back"
+    monkeypatch.setattr(module, "_BLIND_S", 0.0)
+    await until(told)
+    await asyncio.sleep(0.05)
+    assert told() == ["the GPUs are not watched: The GPU driver has said nothing for 15 s."]
+    rig.probe.state = "ok"
+    await asyncio.sleep(0.05)
+    rig.probe.state = "unknown"
+    await until(lambda: len(told()) == 2)
 
 
 # Quarantine.

@@ -27,7 +27,7 @@ class DictFacts(dict[str, str]):
 class Bench(MonitorListener):
     """A monitor over four cards, and what it said."""
 
-    def __init__(self, facts: Any = None, count: int = 4, driver: str = "580.1") -> None:
+    def __init__(self, facts: Any = None, count: int = 4, driver: str = "580.1", use: str = "all") -> None:
         self.facts = DictFacts() if facts is None else facts
         self.gpus = [
             Gpu(f"GPU-{index}", "Test", index, f"00000000:{index + 1:02X}:00.0", 2**36, driver)
@@ -37,7 +37,7 @@ class Bench(MonitorListener):
         self.alone = False  # each card does other work
         self.events: list[GpuEvent] = []
         probe: Any = SimpleNamespace(gpus=self.gpus)
-        self.monitor = Monitor(probe, self.facts, in_force(), self, [self])
+        self.monitor = Monitor(probe, self.facts, in_force(gpus={"use": use}), self, [self])
         self.now_s = time.time()
 
     def comparable(self, card: str) -> set[str]:
@@ -160,6 +160,13 @@ def test_a_spool_that_was_tried_with_stand_ins_misses_none_of_them() -> None:
     bench.read()
     bench.monitor.save()
     assert list(Bench(bench.facts, count=1).monitor.tracks) == ["GPU-0"]
+
+
+def test_stand_ins_are_missed_by_a_daemon_that_is_to_use_some_and_finds_none() -> None:
+    bench = Bench(driver="000.00-simulated")
+    bench.monitor.save()
+    assert list(Bench(bench.facts, count=0, use="simulated:4").monitor.tracks) == [f"GPU-{n}" for n in range(4)]
+    assert list(Bench(bench.facts, count=0).monitor.tracks) == []
 
 
 def test_slices_are_judged_as_their_card() -> None:

@@ -26,6 +26,7 @@ class Duty:
         self.watch = SimpleNamespace(
             kernel_log=SimpleNamespace(source="", problem="/dev/kmsg: Operation not permitted"),
             history=SimpleNamespace(events=lambda uuid, limit, serial: []),
+            blind="",
         )
 
     def release(self, card: str) -> list[str]:
@@ -84,6 +85,26 @@ async def test_without_a_probe_nobody_is_called_well() -> None:
     document = service(bench, state="unknown").all()
     assert [gpu.health for gpu in document.gpus] == ["unknown", "unknown"]
     assert document.kernel_log == KernelLogState(None, "/dev/kmsg: Operation not permitted")
+
+
+async def test_what_nobody_reads_any_more_is_not_shown_as_if_it_were_of_now() -> None:
+    bench = Bench(count=1)
+    bench.monitor.readings([Reading("GPU-0", bench.now_s, temp_c=60, power_w=300.0, memory_total_bytes=2**36)])
+    [seen] = service(bench).all().gpus
+    assert (seen.temp_c, seen.power_w, seen.memory_total_bytes) == (60, 300.0, 2**36)
+    [unseen] = service(bench, state="unknown").all().gpus
+    assert (unseen.temp_c, unseen.power_w, unseen.memory_total_bytes) == (None, None, 2**36)
+
+
+async def test_a_card_of_a_driver_that_is_gone_can_be_forgotten_for_good() -> None:
+    bench = Bench(count=2)
+    bench.monitor.save()
+    bench.gpus.clear()
+    view = service(bench, state="absent")
+    assert [gpu.health for gpu in view.all().gpus] == ["unknown", "unknown"]
+    released = await view.release(ADMIN, "1")
+    assert (released.uuid, released.forgotten) == ("GPU-1", True)
+    assert [gpu.uuid for gpu in view.all().gpus] == ["GPU-0"]
 
 
 async def test_a_card_that_sleeps_is_shown_so_and_nothing_of_its_latest_reading() -> None:

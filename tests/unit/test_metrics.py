@@ -189,7 +189,7 @@ async def test_nobody_who_is_blind_calls_a_gpu_healthy(there: Desk) -> None:
     there.read()
     ok = 'obatch_gpu_health{gpu="0",level="ok",uuid="GPU-0"}'
     assert (told(there)[ok], told(there)["obatch_probe_up"]) == (1.0, 1.0)
-    there.probe.state = "unknown"
+    there.probe.state, there.probe.message = "unknown", "The GPU driver has said nothing for 15 s."
     found = told(there)
     assert (found[ok], found["obatch_probe_up"]) == (0.0, 0.0)
     assert found['obatch_gpu_health{gpu="0",level="unknown",uuid="GPU-0"}'] == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,3 +127,21 @@ async def test_a_process_that_may_not_be_looked_at_is_somebody_elses(
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_process_that_this_daemon_started_is_its_own(tmp_path: Path) -> None:
+    """A burn-in loads GPUs with such, and a model is loaded beside them."""
+    ours = subprocess.Popen(["sleep", "60"])
+    try:
+        async with Shared(tmp_path, {0: GIB}) as shared:
+            await shared.until(lambda words: "hold memory" not in words)
+            theirs = GpuProcess(OTHERS, GIB // 2)
+            both = [theirs, GpuProcess(ours.pid, 40 * GIB)]
+            shared.readings[GPUS[0].uuid] = Reading(GPUS[0].uuid, 0.0, processes=both)
+            async with asyncio.timeout(5):
+                while theirs not in shared.server.foreign:
+                    await asyncio.sleep(0.005)
+            assert shared.server.foreign == [theirs] and shared.server.shared_with == ""
+    finally:
+        ours.kill()
+        ours.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,26 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from nvml_support import COMPILER, build_library, lines
 
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.simulator.gpus import SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, write_script
 
-COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
-# The driver's values by field number, as nvml.h has the numbers, and the driver's units for one of ours.
-FIELDS = {
-    "memory_temp_c": (82, 1),
-    "sw_power_cap_s": (74, 1e9),
-    "sw_thermal_s": (269, 1e9),
-    "hw_thermal_s": (270, 1e9),
-    "hw_power_brake_s": (271, 1e9),
-    "pcie_correctable": (173, 1),
-    "pcie_non_fatal": (179, 1),
-    "pcie_fatal": (180, 1),
-    "recovery_action": (230, 1),
-}
-THOUSANDTHS = {"power_w": "power_mw", "power_limit_w": "power_limit_mw", "power_default_w": "power_default_mw"}
 # In a process of its own, because a binding loads one library for life.
 REPORT = """
 import msgspec, sys
@@ -61,29 +47,8 @@ class Report(msgspec.Struct):
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("nvml_stand_in.c")
-    assert COMPILER
-    command = [COMPILER, "-shared", "-fPIC", "-o", str(directory / "libnvidia-ml.so.1"), str(source)]
-    subprocess.run(command, check=True, timeout=60)
+    build_library(directory)
     return directory
-
-
-def lines(source: SimulatedGpus) -> dict[str, str]:
-    """What the stand-ins tell now, as the library reads it."""
-    found = {"driver": "580.1", "cuda": "13000", "count": str(len(source.gpus()))}
-    for index, structs in enumerate(zip(source.identities(), source.readings(), source.slow_readings(), strict=True)):
-        for struct in structs:
-            for name, value in msgspec.structs.asdict(struct).items():
-                if name in FIELDS and value is not None:
-                    number, unit = FIELDS[name]
-                    found[f"{index}.field.{number}"] = str(int(value * unit))
-                elif name in THOUSANDTHS and value is not None:
-                    found[f"{index}.{THOUSANDTHS[name]}"] = str(int(value * 1000))
-                elif isinstance(value, bool):
-                    found[f"{index}.{name}"] = str(int(value))
-                elif value is not None and name not in ("errors", "processes", "at_s"):
-                    found[f"{index}.{name}"] = str(value)
-    return found
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 
 from obatchd.errors import ConfigError
 from obatchd.simulator import answers
+from obatchd.simulator.cards.load import Averages, Load, LoadReporter
 from obatchd.simulator.config import Config, Distribution, Fault, FaultBox, ModelSpec, load
-from obatchd.simulator.gpus import Averages, Load, LoadReporter, SimulatedGpus, simulated_gpus, simulated_uuid
+from obatchd.simulator.gpus import SimulatedGpus, simulated_gpus, simulated_uuid
 from obatchd.simulator.ollama import host_and_port, visible_gpus
 from obatchd.simulator.store import ModelStore
 from obatchd.simulator.wire import go_duration_s

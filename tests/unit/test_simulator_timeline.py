@@ -8,7 +8,8 @@ import pytest
 
 from obatchd.errors import GpuError
 from obatchd.gpus.kernel_log import Parser, normal_address
-from obatchd.simulator.gpus import KERNEL_LOG, Averages, SimulatedGpus
+from obatchd.simulator.cards.load import Averages
+from obatchd.simulator.gpus import KERNEL_LOG, SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, Script, write_script
 
 

@@ -156,6 +156,21 @@ def test_a_window_ends_after_a_minute_or_two_hundred_answers_and_two_of_each_slo
     assert answers(8, 1.0, active=7).answers == 0  # a slot was free
 
 
+def test_answers_that_ran_beside_more_than_the_number_that_is_measured_do_not_count() -> None:
+    window = Window(4, settled=False)
+
+    def answer(line: int, active: int) -> None:
+        window.add(ResultItem(1, line, 1, True, b"", 8.0, 10, 100, eval_s=8.0, active=active), 8.0)
+
+    answer(1, 16)  # the server is given fewer requests since just now
+    window.settle({(1, 2), (1, 3), (1, 4), (1, 5)})
+    for line in (2, 3, 4, 5):  # they ran beside twelve others at first
+        answer(line, 16)
+    assert window.answers == 0
+    answer(6, 4)
+    assert window.answers == 1
+
+
 def test_numbers_that_cannot_fit_by_two_loads_are_not_tried() -> None:
     found = Found(8, vram_bytes={8: 10_000, 16: 18_000})
     assert found.slot_bytes == 1000

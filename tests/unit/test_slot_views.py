@@ -23,7 +23,7 @@ async def documents(monkeypatch: pytest.MonkeyPatch, seconds: float, **servers: 
     clock = Clock()
     port = TunedPort("gpu0", {SMALL: Throughput([(1, 20.0), (32, 300.0), (64, 250.0)])}, clock)
     port.fits[SMALL] = 48
-    hall = Hall(monkeypatch, clock, port)
+    hall = Hall(monkeypatch, clock, port, tune_pause_s=1)
     await hall.start()
     hall.fill(1, 40_000, SMALL)
     await hall.run(seconds)

@@ -30,7 +30,7 @@ async def hall(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeHall]:
 
 
 async def test_a_search_ends_beside_people_for_whom_a_slot_is_kept(hall: MakeHall) -> None:
-    here = hall(interactive_slots=1)
+    here = hall(interactive_slots=1, tune_pause_s=1)
     await here.start()
     here.fill(1, 30_000, SMALL)
     await here.run(3600)

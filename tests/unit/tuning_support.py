@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from dispatch_support import Port, Rig, settle
+from settings_support import reload
 
 from obatchd.dispatch import link, protocol, switching
 from obatchd.dispatch.tuning.tuner import Tuner
@@ -59,11 +60,15 @@ class TunedPort(Port):
         self.fits: dict[Profile, int] = {}  # most slots
         self.dies_with: set[int] = set()  # numbers of slots with which it ends while it loads
         self.changes: list[tuple[float, int, int]] = []  # time, old and new number of a process that had loaded
+        self.changed_for: list[Profile] = []  # the profile of each change
         self.asked: list[Sequence[int]] = []
         self._preferred: Sequence[int] = ()
 
     def first_slots(self, profile: Profile) -> int:
         return 8
+
+    def use(self, slots: int) -> None:
+        self.slots = max(1, min(slots, self.process_slots))
 
     def prefer(self, slots: Sequence[int]) -> None:
         self._preferred = slots
@@ -76,6 +81,7 @@ class TunedPort(Port):
             if slots != self.process_slots:
                 if not self.fresh:
                     self.changes.append((self.clock.now_s, self.process_slots, slots))
+                    self.changed_for.append(profile)
                 self.process_slots, self.fresh = slots, True
             if slots in self.dies_with:
                 self.loaded, self.restarts, self.is_ready = None, self.restarts + 1, False
@@ -89,10 +95,18 @@ class TunedPort(Port):
 class Hall(Rig):
     """Servers that answer as their curves say."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, *ports: TunedPort, **settings: Any) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        clock: Clock,
+        *ports: TunedPort,
+        tune_pause_s: float = 3600.0,
+        **settings: Any,
+    ) -> None:
         monkeypatch.setattr(switching, "time", clock)
         monkeypatch.setattr(link, "time", clock)
         super().__init__(monkeypatch, *ports, **{"switch_after_s": 120.0} | settings)
+        reload(self.settings, "servers.tune_pause_s", tune_pause_s)
         self.clock, self.facts = clock, Facts()
         self.servers = {port.id: port for port in ports}
         self.waiting = False  # somebody waits for an answer

@@ -64,6 +64,27 @@ class Occupied(NamedTuple):
     canary_s: float
 
 
+class Worked(NamedTuple):
+    """What the loads beside the model did since they told it last; by precision where it is a product."""
+
+    precision: str = ""
+    first: str = ""
+    operations: int = 0
+    operating_s: float = 0.0
+    wrong_tiles: int = 0
+    wrong_words: int = 0
+    bytes_written: int = 0
+    bytes_checked: int = 0
+    accessing_s: float = 0.0
+    covered_bytes: int = 0
+    free_bytes: int = 0
+    passes: int = 0
+
+
+_SUMS = ("wrong_tiles", "wrong_words", "bytes_written", "bytes_checked", "accessing_s")
+_HIGHEST = ("covered_bytes", "free_bytes", "passes")
+
+
 class _Meter:
     """One GPU and its sample of the open bucket."""
 
@@ -146,7 +167,8 @@ class Recorder:
     def __init__(self, gpus: Iterable[str], bucket_s: float, start_s: float) -> None:
         self._bucket_s = bucket_s
         self._meters = {gpu: _Meter() for gpu in gpus}
-        self.elapsed_s = 0.0  # recorded so far
+        self.elapsed_s = 0.0  # recorded so far, exchanges of loads left out
+        self._between = False
         self.begin(start_s)
 
     def begin(self, now_s: float) -> None:
@@ -165,7 +187,7 @@ class Recorder:
         """The time since the latest look was like this; the bucket, when one is full."""
         span_s = max(0.0, now_s - self._now_s)
         self._now_s = now_s
-        self.elapsed_s += span_s
+        self.elapsed_s += 0.0 if self._between else span_s
         for gpu, what in seen.items():
             self._meters[gpu].add(span_s, what)
         return self.close() if now_s - self._begun_s >= self._bucket_s else None
@@ -175,8 +197,15 @@ class Recorder:
         span_s = self._now_s - self._begun_s
         if span_s <= 0:
             return None
-        bucket = Bucket(self._now_s, span_s, {gpu: meter.sample for gpu, meter in self._meters.items()})
+        samples = {gpu: meter.sample for gpu, meter in self._meters.items()}
+        bucket = Bucket(self._now_s, span_s, samples, self._between)
         self._open(self._now_s)
+        return bucket
+
+    def exchange(self, between: bool) -> Bucket | None:
+        """The loads are exchanged from now on, or run again; the bucket until now, which is one or the other."""
+        bucket = self.close()
+        self._between = between
         return bucket
 
     def answered(self, gpu: str, *, tokens: int, prompt_tokens: int, requests: int = 1) -> None:
@@ -196,3 +225,20 @@ class Recorder:
         sample.slot_s += work.slot_s
         sample.loaded_s += work.loaded_s
         sample.canary_s += work.canary_s
+
+    def stressed(self, gpu: str, span_s: float) -> None:
+        """Loads beside the model ran on the GPU since the latest call."""
+        self._meters[gpu].sample.stress_s += span_s
+
+    def worked(self, gpu: str, work: Worked) -> None:
+        """Loads beside the model did this on the GPU."""
+        sample = self._meters[gpu].sample
+        for field in _SUMS:
+            setattr(sample, field, getattr(sample, field) + getattr(work, field))
+        for field in _HIGHEST:
+            setattr(sample, field, max(getattr(sample, field), getattr(work, field)))
+        if precision := work.precision:
+            sample.operations[precision] = sample.operations.get(precision, 0) + work.operations
+            sample.operating_s[precision] = sample.operating_s.get(precision, 0.0) + work.operating_s
+            if work.first:
+                sample.firsts[precision] = work.first

@@ -57,6 +57,71 @@ class Loading(msgspec.Struct, tag="loading", frozen=True):
     at_s: float
 
 
+class PhaseBegun(msgspec.Struct, tag="phase", frozen=True):
+    """The loads of a phase run on every GPU that can have them; also after a restart of the daemon within it."""
+
+    at_s: float
+    number: int  # from 0
+    loads: list[str]
+
+
+class StressOpened(msgspec.Struct, tag="stress_opened", frozen=True):
+    """The loads beside the model can run on a GPU."""
+
+    at_s: float
+    gpu: str
+    library: str
+    version: str
+    device: str
+    precisions: list[str]
+
+
+class WrongResult(msgspec.Struct, tag="wrong", frozen=True, omit_defaults=True):
+    """A wrong result of a product, or a wrong word of memory, where its place was told; samples count all."""
+
+    at_s: float
+    gpu: str
+    load: Literal["compute", "memory", "links"]
+    place: str
+    pattern: str
+    expected: str
+    found: str
+    times: int = 1
+
+
+class LinkSpeed(msgspec.Struct, tag="link", frozen=True, omit_defaults=True):
+    """One measurement; ``peer`` is the UUID of the other GPU."""
+
+    at_s: float
+    gpu: str
+    kind: Literal["to_host", "from_host", "to_peer"]
+    bytes_per_s: float
+    peer: str = ""
+
+
+class StressEnded(msgspec.Struct, tag="stress_ended", frozen=True, omit_defaults=True):
+    """The loads beside the model ended on a GPU before their time, and do not begin again in this run.
+
+    ``code``: ``hung``, ``died``, ``memory_limit``, ``stopped`` (near its shutdown temperature), or what the process
+    tells as trouble.
+    """
+
+    at_s: float
+    gpu: str
+    code: str
+    text: str
+
+
+class OutsideEnded(msgspec.Struct, tag="outside", frozen=True, omit_defaults=True):
+    """A program of others has ended on a GPU."""
+
+    at_s: float
+    gpu: str
+    program: str  # dcgm, gpu-burn
+    outcome: Literal["passed", "partly", "wrong_results", "failed", "not_done"]  # see burnin.stress.outside.outcome
+    text: str  # follows the name of the program
+
+
 class Sample(msgspec.Struct, omit_defaults=True):
     """One GPU over one bucket. Means are over the readings of the bucket."""
 
@@ -80,14 +145,32 @@ class Sample(msgspec.Struct, omit_defaults=True):
     energy_j: float | None = None
     throttle_s: dict[str, float] = {}  # by cause
     counters: dict[str, int] = {}  # at the end of the bucket
+    stress_s: float = 0.0  # with a load beside the model
+    operations: dict[str, int] = {}  # of matrix products, by precision
+    operating_s: dict[str, float] = {}  # in which the GPU multiplied
+    firsts: dict[str, str] = {}  # by precision: a digest of the first product, to which all others are compared
+    wrong_tiles: int = 0
+    wrong_words: int = 0
+    bytes_written: int = 0
+    bytes_checked: int = 0
+    accessing_s: float = 0.0  # in which the memory was written and read
+    covered_bytes: int = 0  # read back and compared since the load "memory" began; highest
+    free_bytes: int = 0  # when it began
+    passes: int = 0  # whole ones of a pattern, since it began; highest
+
+    @property
+    def under_load_s(self) -> float:
+        """With any load, output checks of the model included."""
+        return max(self.loaded_s + self.canary_s, self.stress_s)
 
 
-class Bucket(msgspec.Struct, tag="bucket", frozen=True):
+class Bucket(msgspec.Struct, tag="bucket", frozen=True, omit_defaults=True):
     """Samples by GPU UUID."""
 
     at_s: float  # its end
     span_s: float
     gpus: dict[str, Sample]
+    between: bool = False  # the loads of one phase were exchanged for those of the next: no part of the duration
 
 
 class Event(msgspec.Struct, tag="event", frozen=True, omit_defaults=True):
@@ -138,4 +221,7 @@ class Ended(msgspec.Struct, tag="ended", frozen=True, omit_defaults=True):
     verdicts: dict[str, str] = {}
 
 
-Record = Begun | Prepared | Loading | Bucket | Event | Canary | Tracks | Gap | Ended
+Record = (
+    Begun | Prepared | Loading | PhaseBegun | StressOpened | StressEnded | WrongResult | LinkSpeed | OutsideEnded
+    | Bucket | Event | Canary | Tracks | Gap | Ended
+)  # fmt: skip

@@ -22,6 +22,7 @@ from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import summary
 from obatchd.documents import excerpt
 from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport, ToolOutcome
+from obatchd.documents.burnin_loads import StressLoads
 from obatchd.errors import NotFoundError
 from obatchd.times import duration, epoch_s
 from obatchd.words import counted
@@ -71,7 +72,7 @@ def write(
             ran += _diagnose(gpu, Path(directory), files, say)
     tools = [excerpt(ToolOutcome, one) for one in ran]
     files["tools.json"] = _json(tools)
-    files["README.txt"] = _readme(report, gpu, tools).encode()
+    files["README.txt"] = readme(report, gpu, tools).encode()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     files["SHA256SUMS"] = sums.encode()
     folder = f"burnin-{report.run}-gpu{gpu.index}"
@@ -96,6 +97,7 @@ def _of_the_report(report: BurninReport, gpu: BurninGpuPages) -> dict[str, bytes
         "xids.txt": "".join(f"{event.at}  {event.verbatim}\n" for event in xids).encode(),
         "counters.json": _json(counters),
         "memory-repair.json": _json({k: v for k, v in counters.items() if k.startswith(_REMAPPING)}),
+        **({"wrong.json": _json(gpu.stress_loads.wrong)} if gpu.stress_loads.wrong else {}),
         "pcie.json": _json({k: v for k, v in counters.items() if k.startswith("pcie_")}),
     }
 
@@ -125,7 +127,8 @@ def _diagnose(gpu: BurninGpuPages, directory: Path, files: dict[str, bytes], say
     return [bug, diag]
 
 
-def _readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome]) -> str:
+def readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome]) -> str:
+    """The first page: who it is, what is wrong with it, and how to see that again."""
     identity = gpu.identity
     failures = [reason for reason in gpu.reasons if reason.consequence == "fail"]
     lines = [
@@ -144,6 +147,7 @@ def _readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome])
         "Symptoms, with the criterion each meets:",
         *([f"  * {reason.text}" for reason in failures] or ["  none that fails the burn-in"]),
         "",
+        *_wrong(gpu.stress_loads),
         *_reproduction(report, gpu, failures),
         "",
         "Tools:",
@@ -157,9 +161,23 @@ def _readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome])
     return "\n".join(lines)
 
 
+def _wrong(loads: StressLoads) -> list[str]:
+    """Wrong results with their places."""
+    if not loads.wrong:
+        return []
+    lines = [
+        f"Wrong results: {loads.wrong_tiles + loads.wrong_words:,}, computed by {loads.library}; "
+        f"those told are in wrong.json, the first of them:"
+    ]
+    lines += [f"  {one.at}  {one.place} ({one.pattern}): {one.found}, not {one.expected}" for one in loads.wrong[:10]]
+    return [*lines, ""]
+
+
 def _reproduction(report: BurninReport, gpu: BurninGpuPages, failures: list[BurninReason]) -> list[str]:
     """How often, how soon, under which load, and the command."""
     command = f"obatchctl burnin start --gpus {gpu.index} --duration {int(report.asked_s)}s"
+    if report.plan.phases and not report.plan.with_jobs:
+        command += f" --load {','.join(report.plan.loads)}"
     if gpu.load.model:
         command += f" --model {gpu.load.model}"
     lines = ["Reproduction:"]

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
 from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
+from obatchd.documents.burnin_loads import StressLoads
 from obatchd.errors import ConfigError
 from obatchd.words import counted
 
+_NAMES = {
+    "memory": "memory",
+    "to_host": "link to the host",
+    "from_host": "link from the host",
+    "to_peer": "link to a GPU",
+}
+_CARE_OF_HOST = "air flow, power supply and power limits"
+_LINKS_OF_HOST = "slots, risers and settings of the BIOS"
 _Kind = tuple[str, str, str, int | None, int | None]  # GPU, model, its digest, context, slots
 
 
@@ -28,14 +38,14 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
         host, run = report.host.hostname, report.run
         for gpu in report.gpus:
             load, stress, speed = gpu.load, gpu.stress, gpu.work.tokens_per_s
-            if speed is None:
+            if speed is None and not any(each.operations_per_s for each in gpu.stress_loads.products):
                 left_out.append(f"{host} {run} GPU {gpu.index}: no speed was measured")
                 continue
             model = f"jobs, {load.model}" if report.plan.with_jobs else load.model
             key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
             rows.setdefault(key, []).append(ComparedGpu(
                 number, host, run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent, stress.clock_mhz,
-                stress.temp_c, tokens_per_j=gpu.work.tokens_per_j,
+                stress.temp_c, tokens_per_j=gpu.work.tokens_per_j, **_stressed(gpu.stress_loads),
             ))  # fmt: skip
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
     only = [members[0] for members in rows.values() if len(members) == 1]
@@ -88,34 +98,77 @@ def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninRe
     return list(kept.values()), left_out
 
 
+def _stressed(loads: StressLoads) -> dict[str, Any]:
+    """The figures of the loads beside the model; a report of an earlier version has none."""
+    links: dict[str, float] = {}
+    for link in loads.links:
+        links[link.kind] = min(link.bytes_per_s, links.get(link.kind, link.bytes_per_s))
+    return {
+        "operations_per_s": {each.precision: each.operations_per_s for each in loads.products if each.operations_per_s},
+        "memory_bytes_per_s": loads.memory.bytes_per_s if loads.memory else None,
+        "covered_bytes": loads.memory.covered_bytes if loads.memory else None,
+        "link_bytes_per_s": links,
+    }
+
+
+def _speeds(row: ComparedGpu) -> dict[str, float]:
+    """Everything that is compared, by name."""
+    named = {"tokens": row.tokens_per_s, **row.operations_per_s, "memory": row.memory_bytes_per_s}
+    return {name: speed for name, speed in {**named, **row.link_bytes_per_s}.items() if speed}
+
+
 def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninReport]) -> ComparedGroup:
     limits = reports[members[0].report].plan.limits
     for row in members:
-        usual = statistics.median(other.tokens_per_s for other in members if other is not row)
-        row.of_median_percent = round(100 * row.tokens_per_s / usual, 1)
+        of_median = _of_median(row, members)
+        row.of_median_percent = of_median.pop("tokens", None)
+        row.stress_of_median_percent = of_median
         others = [other.tokens_per_j for other in members if other is not row and other.tokens_per_j]
         if row.tokens_per_j is not None and others:
             row.tokens_per_j_of_median_percent = round(100 * row.tokens_per_j / statistics.median(others), 1)
-        slower, row.judgement = 100 - row.of_median_percent, "as the others"
-        if slower > limits.slower_warn_percent:
-            word = "FAIL" if slower > limits.slower_fail_percent else "warn"
-            row.judgement = f"{word}: {slower:.1f} % slower"
+        row.judgement = _judgement(row, limits)
     hosts, fails = _hosts(members, limits)
-    median = round(statistics.median(row.tokens_per_s for row in members), 2)
-    return ComparedGroup(*key, median, members, hosts, fails)
+    known = [row.tokens_per_s for row in members if row.tokens_per_s]
+    return ComparedGroup(*key, round(statistics.median(known), 2) if known else None, members, hosts, fails)
+
+
+def _of_median(row: ComparedGpu, members: list[ComparedGpu]) -> dict[str, float]:
+    """Each speed of a GPU, in percent of the median of those others that tell it."""
+    found = {}
+    others = [_speeds(other) for other in members if other is not row]
+    for name, speed in _speeds(row).items():
+        if known := [speeds[name] for speeds in others if name in speeds]:
+            found[name] = round(100 * speed / statistics.median(known), 1)
+    return found
+
+
+def _judgement(row: ComparedGpu, limits: Limits) -> str:
+    """By its slowest speed; that of tokens needs no name."""
+    percents = row.stress_of_median_percent | (
+        {} if row.of_median_percent is None else {"tokens": row.of_median_percent}
+    )
+    name, percent = min(percents.items(), key=operator.itemgetter(1), default=("tokens", 100.0))
+    slower = 100 - percent
+    if slower <= limits.slower_warn_percent:
+        return "as the others"
+    word = "FAIL" if slower > limits.slower_fail_percent else "warn"
+    return f"{word}: {slower:.1f} % slower" + ("" if name == "tokens" else f" ({_NAMES.get(name, name)})")
 
 
 def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]:
     """Whole reports that are slower than the others together, in words, and whether one is so slow that it fails."""
     reports = [list(rows) for _, rows in itertools.groupby(members, key=lambda row: row.report)]
-    medians = [statistics.median(row.tokens_per_s for row in rows) for rows in reports]
-    found, fails = [], False
-    for (first, *_), median in zip(reports, medians, strict=True):
-        slower = 100 * (1 - median / max(medians))
-        if slower > limits.slower_warn_percent:
-            fails = fails or slower > limits.slower_fail_percent
-            found.append(
-                f"{first.hostname} {first.run} as a whole is {slower:.1f} % slower than the fastest: look at its air "
-                "flow, power supply and power limits"
-            )
-    return found, fails
+    found: dict[int, tuple[float, str]] = {}  # by place of the report: how much slower, and in what
+    for name in dict.fromkeys(name for row in members for name in _speeds(row)):
+        speeds = [[known[name] for row in rows if name in (known := _speeds(row))] for rows in reports]
+        medians = {place: statistics.median(each) for place, each in enumerate(speeds) if each}
+        for place, median in medians.items():
+            slower = 100 * (1 - median / max(medians.values()))
+            if slower > max(limits.slower_warn_percent, found.get(place, (0.0, ""))[0]):
+                found[place] = slower, "" if name == "tokens" else f" in {_NAMES.get(name, name)}"
+    words = [
+        f"{reports[place][0].hostname} {reports[place][0].run} as a whole is {slower:.1f} % slower than the "
+        f"fastest{what}: look at its {_LINKS_OF_HOST if 'link' in what else _CARE_OF_HOST}"
+        for place, (slower, what) in sorted(found.items())
+    ]
+    return words, any(slower > limits.slower_fail_percent for slower, _ in found.values())

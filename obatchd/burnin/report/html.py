@@ -9,14 +9,17 @@ from html import escape
 from typing import Any
 
 from obatchd.burnin.report import plots
-from obatchd.burnin.report.plots import PLOTS, Axes
+from obatchd.burnin.report.figures import fastest_precision, load_words, products, scaled, slowest_link
+from obatchd.burnin.report.plots import Axes
 from obatchd.burnin.report.style import STYLE
 from obatchd.documents.burnin import BurninGpuPages, BurninReport
+from obatchd.documents.burnin_loads import StressLoads
 from obatchd.times import duration, epoch_s
-from obatchd.words import counted, energy, three_digits
+from obatchd.words import binary_size, counted, energy, three_digits
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
            "sw_thermal": "driver, heat"}  # fmt: skip
+_MOST_WRONG = 12  # told on the page
 _MARKED = ("fail", "inconclusive", "warn")
 
 
@@ -44,7 +47,8 @@ def _front(axes: Axes, title: str) -> str:
         "Ended": _time(report.ended_at) or f"not yet ({report.state})",
         "Load asked for": f"{duration(report.asked_s)} ({plan.profile})",
         "Recorded": duration(report.elapsed_s),
-        "Load": "jobs" if plan.with_jobs else f"generated prompts, model {model}",
+        "Load": load_words(plan).replace(plan.model, f"generated prompts for {model}") if model else load_words(plan),
+        "Phases": _phases(axes),
         "Driver": host.driver,
         "Ollama": load.ollama if load else None,
         "obatchd": report.version,
@@ -58,11 +62,13 @@ def _front(axes: Axes, title: str) -> str:
     legend = "".join(
         f'<span class="named">{plots.key(number)} GPU {gpu.index}</span> ' for number, gpu in enumerate(report.gpus)
     )
-    wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report.gpus)]
+    wanted = [plot for plot in plots.shown_plots(axes) if not plot.column.startswith("errors_")]
+    wanted = [plot for plot in wanted if any(axes.has(plot, gpu) for gpu in report.gpus)]
     return (
         f"<header><h1>{escape(title)} {_badge(report.verdict)}</h1><p>{escape(report.meaning)}</p>"
         f"{_facts(facts)}{f'<ul>{listed}</ul>' if listed else ''}</header>"
-        f'{_table(report)}<h2>All GPUs</h2><p class="legend">Time since the load began. {legend}</p>'
+        f"{_table(report)}{_stressed_table(report)}"
+        f'<h2>All GPUs</h2><p class="legend">Time since the load began. {legend}</p>'
         f'<div class="plots">{"".join(plots.overlay(axes, plot) for plot in wanted)}</div>'
     )
 
@@ -81,7 +87,7 @@ def _table(report: BurninReport) -> str:
     names: Iterable[str] = ()
     rows = []
     for number, gpu in enumerate(report.gpus):
-        stress, reasons = gpu.stress, [r for r in gpu.reasons if r.consequence in _MARKED]
+        stress, reasons = gpu.stress, [r for r in gpu.reasons if r.consequence in _MARKED or r.signal == "low_stress"]
         numbers = {
             "tokens/s": _figure(gpu.work.tokens_per_s),
             "tokens/J": _per_joule(gpu),
@@ -104,6 +110,45 @@ def _table(report: BurninReport) -> str:
     )
 
 
+def _phases(axes: Axes) -> str:
+    """What ran from when on."""
+    begun, told = axes.report.phases, list[str]()
+    for number, phase in enumerate(begun):
+        if not number or phase.number != begun[number - 1].number:
+            after = "from the start" if not told else f"from {duration(epoch_s(phase.at) - axes.start_s)} on"
+            told.append(f"{' + '.join(phase.loads)} {after}")
+    return "; ".join(told)
+
+
+def _stressed_table(report: BurninReport) -> str:
+    """The loads beside the model, where there were any."""
+    if not any(gpu.stress_loads.products or gpu.stress_loads.memory or gpu.stress_loads.links for gpu in report.gpus):
+        return ""
+    precision = fastest_precision(products(gpu.stress_loads) for gpu in report.gpus)
+    names: Iterable[str] = ()
+    rows = []
+    for number, gpu in enumerate(report.gpus):
+        loads, memory = gpu.stress_loads, gpu.stress_loads.memory
+        numbers = {
+            f"TFLOP/s {precision}".strip(): scaled(products(loads).get(precision), 1e12),
+            "Memory, GB/s": scaled(memory.bytes_per_s if memory else None, 1e9),
+            "Covered": binary_size(memory.covered_bytes) if memory else "–",
+            "of what was free": _figure(memory.covered_percent if memory else None, " %"),
+            "Host, GB/s": scaled(slowest_link(loads, "to_host", "from_host"), 1e9),
+            "Peers, GB/s": scaled(slowest_link(loads, "to_peer"), 1e9),
+            "Most power": _figure(max((p.power_percent or 0 for p in gpu.phases), default=None), " %"),
+            "Wrong": str(loads.wrong_tiles + loads.wrong_words or "none"),
+        }
+        names = numbers.keys()
+        cells = "".join(f"<td class=n>{text}</td>" for text in numbers.values())
+        rows.append(f'<tr><td><a href="#gpu-{number}">{gpu.index}</a></td>{cells}</tr>')
+    head = "".join(f"<th class=n>{name}</th>" for name in names)
+    return (
+        "<h3>Matrix products, memory, links</h3>"
+        f"<table><thead><tr><th>GPU</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
 def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:
     if value is None:
         return "–"
@@ -117,7 +162,7 @@ def _per_joule(gpu: BurninGpuPages) -> str:
 
 def _gpu(axes: Axes, number: int) -> str:
     report, gpu = axes.report, axes.report.gpus[number]
-    figures = "".join(plots.overlay(axes, plot, number) for plot in PLOTS)
+    figures = "".join(plots.overlay(axes, plot, number) for plot in plots.shown_plots(axes))
     return (
         f'<section class="gpu" id="gpu-{number}">'
         f"<h2>GPU {gpu.index}: {escape(gpu.name)} {_badge(gpu.verdict)}</h2>"
@@ -208,7 +253,66 @@ def _measures(gpu: BurninGpuPages, report: BurninReport) -> str:
         if counter.change
     }
     counters = f"<h3>Counters that changed</h3>{_facts(changed)}" if changed else ""
-    return f"<h3>Measured</h3>{_facts(facts)}{counters}"
+    return f"<h3>Measured</h3>{_facts(facts)}{_stressed(gpu.stress_loads)}{_by_phase(gpu)}{counters}"
+
+
+def _stressed(loads: StressLoads) -> str:
+    """Everything about the loads beside the model."""
+    facts: dict[str, Any] = {"Library": loads.library, "Ended early": loads.ended}
+    for product in loads.products:
+        facts[product.precision] = (
+            f"{scaled(product.operations_per_s, 1e12)} TFLOP/s{_median(product.of_median_percent)}"
+        )
+    if (memory := loads.memory) is not None:
+        share = f" ({memory.covered_percent:g} % of what was free)" if memory.covered_percent is not None else ""
+        facts["Memory covered"] = f"{binary_size(memory.covered_bytes)}{share}"
+        facts["Memory read back"] = (
+            f"{binary_size(memory.checked_bytes)}, {counted(memory.passes, 'whole pass', 'whole passes')}"
+        )
+        facts["Memory speed"] = f"{scaled(memory.bytes_per_s, 1e9)} GB/s{_median(memory.of_median_percent)}"
+    for link in loads.links:
+        if link.kind != "to_peer":
+            name = "To the host" if link.kind == "to_host" else "From the host"
+            facts[name] = f"{scaled(link.bytes_per_s, 1e9)} GB/s{_median(link.of_median_percent)}"
+    peers = sorted((link for link in loads.links if link.kind == "to_peer"), key=lambda link: link.bytes_per_s)
+    if peers:
+        slowest = f"{scaled(peers[0].bytes_per_s, 1e9)} GB/s{_median(peers[0].of_median_percent)} to {peers[0].peer}"
+        facts["To peers"] = f"{counted(len(peers), 'GPU')}, the slowest {slowest}"
+    for each in loads.outside:
+        facts[each.program] = f"{each.outcome}{f': {each.text}' if each.text else ''}"
+    known = {name: value for name, value in facts.items() if value}
+    if not known:
+        return ""
+    wrong = "".join(
+        f"<li>{_time(each.at)}: {escape(each.place)} <span class=soft>({escape(each.pattern)})</span> "
+        f"<code>{escape(each.found)}</code>, not <code>{escape(each.expected)}</code></li>"
+        for each in loads.wrong[:_MOST_WRONG]
+    )
+    total = loads.wrong_tiles + loads.wrong_words
+    listed = f"<h3>Wrong results: {total:,}, the first of them</h3><ul>{wrong}</ul>" if wrong else ""
+    return f"<h3>Matrix products, memory, links</h3>{_facts(known)}{listed}"
+
+
+def _median(percent: float | None) -> str:
+    return "" if percent is None else f" ({percent:.1f} % of the median)"
+
+
+def _by_phase(gpu: BurninGpuPages) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(' + '.join(phase.loads))}</td><td class=n>{duration(phase.loaded_s)}</td>"
+        f"<td class=n>{_figure(phase.utilisation_percent, ' %')}</td><td class=n>{_figure(phase.power_w, ' W')}</td>"
+        f"<td class=n>{_figure(phase.power_percent, ' %')}</td><td class=n>{_figure(phase.clock_mhz, ' MHz', 0)}</td>"
+        f"<td class=n>{_figure(phase.temp_c, ' °C', 0)}</td>"
+        f"<td class=n>{_figure(phase.memory_temp_c, ' °C', 0)}</td></tr>"
+        for phase in gpu.phases
+    )
+    names = ("Under load", "Utilisation", "Power", "of the limit", "SM clock", "Hottest", "Memory, hottest")
+    head = "".join(f"<th class=n>{name}</th>" for name in names)
+    return (
+        f"<h3>By load</h3><table><thead><tr><th>Load</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        if rows
+        else ""
+    )
 
 
 def _time(instant: str | None) -> str:

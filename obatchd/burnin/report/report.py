@@ -14,13 +14,14 @@ import msgspec
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import CORRECTED, UNCORRECTED
-from obatchd.burnin.journal.records import Bucket, Event, Gap, Record, Sample
+from obatchd.burnin.journal.records import Bucket, Event, Gap, PhaseBegun, Record, Sample
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.canary import summary as canary_summary
 from obatchd.burnin.verdict.evidence import Evidence, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
 from obatchd.documents import excerpt
 from obatchd.documents.burnin import (
+    BegunPhase,
     BurninEvent,
     BurninGap,
     BurninGpu,
@@ -58,8 +59,9 @@ def build(records: Sequence[Record]) -> BurninReport:
         ended_at=instant_if(ended.at_s if ended else None),
         end=ended.text or ended.reason if ended else "",
         asked_s=begun.plan.duration_s,
-        elapsed_s=round(sum(bucket.span_s for bucket in buckets), 1),
+        elapsed_s=round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1),
         gaps=gaps_in(records),
+        phases=[BegunPhase(r.number, r.loads, instant(r.at_s)) for r in records if isinstance(r, PhaseBegun)],
         events=[_event(record) for record in records if isinstance(record, Event) and not record.gpu],
         at=[instant(bucket.at_s) for bucket in buckets],
         gpus=[_gpu(found, judged, buckets) for found, judged in zip(evidence, verdicts, strict=True)],
@@ -99,7 +101,7 @@ def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
     match result:
         case Result.PASS:
             found = f"No fault was found on {counted(count, 'GPU')}."
-            return f"{found} This was a test under the load of a model, no proof of perfection."
+            return f"{found} This was a test under load, no proof of perfection."
         case Result.PASS_LOW_STRESS:
             return f"No fault was found, but {counted(bad, 'GPU')} of {count} did not reach full stress."
         case Result.FAIL:
@@ -127,6 +129,8 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         canary=canary_summary(evidence.canaries, evidence.plan.with_jobs),
         throttle_s={cause: round(seconds, 1) for cause, seconds in sorted(evidence.throttle_s.items())},
         counters=dict(sorted(evidence.counters.items())),
+        stress_loads=evidence.loads,
+        phases=evidence.phases,
         events=[_event(event) for event in evidence.events if event.gpu],
         series=series_of(evidence.unit.uuid, buckets),
     )
@@ -154,7 +158,29 @@ def series_of(uuid: str, buckets: Sequence[Bucket]) -> Series:
         ],
         errors_uncorrected=_errors(samples, UNCORRECTED),
         errors_corrected=_errors(samples, CORRECTED),
+        **_stressed(samples, spans),
     )
+
+
+def _stressed(samples: list[Sample], spans: list[float]) -> dict[str, list[Any]]:
+    """The columns of the loads beside the model, where there were any."""
+    if not any(s.operations or s.bytes_written for s in samples):
+        return {}
+    both = list(zip(samples, spans, strict=True))
+    return {
+        "operations_per_s": [round(sum(s.operations.values()) / span, 1) for s, span in both],
+        "checked_bytes_per_s": [round(s.bytes_checked / span, 1) for s, span in both],
+        "covered_bytes": _covered(samples),
+    }
+
+
+def _covered(samples: list[Sample]) -> list[int]:
+    """The latest that was told; it comes every two seconds, and a bucket may be shorter."""
+    column, last = [], 0
+    for sample in samples:
+        last = sample.covered_bytes or (last if sample.stress_s else 0)
+        column.append(last)
+    return column
 
 
 def _errors(samples: list[Sample], names: tuple[str, ...]) -> list[int]:

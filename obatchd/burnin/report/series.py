@@ -12,7 +12,9 @@ from obatchd.burnin.journal.records import Bucket, Record
 from obatchd.burnin.report.report import gaps_in, series_of, state_of
 from obatchd.documents.burnin import BurninSeries, GpuSeries, Series
 
-_MEANS = ("utilisation_percent", "power_w", "clock_mhz", "tokens_per_s")  # the others: the highest
+_MEANS = (  # of the others the highest
+    "utilisation_percent", "power_w", "clock_mhz", "tokens_per_s", "operations_per_s", "checked_bytes_per_s",
+)  # fmt: skip
 
 
 def build(records: Sequence[Record], points: int) -> BurninSeries:
@@ -24,7 +26,7 @@ def build(records: Sequence[Record], points: int) -> BurninSeries:
         run=begun.plan.run,
         state=state_of(records),
         active=False,
-        elapsed_s=round(sum(bucket.span_s for bucket in buckets), 1),
+        elapsed_s=round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1),
         asked_s=begun.plan.duration_s,
         at_s=[round(group[-1].at_s, 1) for group in _groups(buckets, together)],
         gaps=gaps_in(records),

@@ -41,6 +41,7 @@ figure svg { width: 100%; display: block; }
 .own { stroke: #0b57a4; stroke-width: 1.6; }
 .sibling { stroke: #b9c0c8; stroke-width: .8; }
 .grid { stroke: #e7eaed; stroke-width: .6; fill: none; }
+.phase { stroke: #8a939c; stroke-width: .8; stroke-dasharray: 1 2; fill: none; }
 .tick { font-size: 8.5px; fill: #5b6570; }
 .gap { fill: #d5d8dc; }
 .throttled { fill: #f6b26b; opacity: .45; }
@@ -59,23 +60,23 @@ code { font-size: 12px; overflow-wrap: anywhere; }
 .key { vertical-align: middle; }
 .key .line { stroke-width: 2.4; }
 .swatch { display: inline-block; width: 14px; height: 3px; vertical-align: middle; margin: 0 4px 0 12px; }
-@page { size: A4; margin: 12mm; }
+@page { size: A4; margin: 10mm 12mm; }
 @media print {
-  body { max-width: none; padding: 0; font-size: 10.5px; -webkit-print-color-adjust: exact; print-color-adjust:
-    exact; }
+  body { max-width: none; padding: 0; font-size: 9.8px; line-height: 1.3;
+    -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   .gpu { break-before: page; margin-top: 0; border-top: 0; padding-top: 0; }
   figure, tr, li { break-inside: avoid; }
   h1 { font-size: 19px; }
   h2 { font-size: 15px; }
-  h3 { font-size: 12px; margin: 8px 0 2px; }
-  .plots { gap: 4px 12px; margin: 4px 0; }
+  h3 { font-size: 11px; margin: 5px 0 1px; }
+  .plots { gap: 4px 12px; margin: 4px 0; grid-template-columns: 1fr 1fr 1fr; }
   .badge { font-size: 10.5px; }
   .legend { font-size: 9px; margin: 2px 0; }
   figcaption { font-size: 9.5px; }
   ul { margin: 2px 0; }
   .action { margin: 4px 0; }
-  dl { margin: 3px 0; }
-  code { font-size: 9px; }
+  dl { margin: 3px 0; gap: 0 14px; }
+  code { font-size: 8.5px; }
   th, td { padding: 1px 6px 1px 0; }
 }
 """

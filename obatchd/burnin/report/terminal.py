@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
-from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, Comparison
+from obatchd.burnin.report.figures import fastest_precision, load_words, products, scaled, slowest_link
+from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, ComparedGroup, Comparison
 from obatchd.times import duration
-from obatchd.words import counted, three_digits
+from obatchd.words import binary_size, counted, three_digits
 
 _WIDTH = 80
 _SHOWN = ("fail", "inconclusive", "warn")
@@ -15,11 +16,13 @@ _SHOWN = ("fail", "inconclusive", "warn")
 def summary(report: BurninHead | BurninReport) -> str:
     """A report on one screen: the verdict, a line for each GPU, and why."""
     plan, host = report.plan, report.host
-    load = "jobs" if plan.with_jobs else plan.model
+    load = load_words(plan)
     lines = [
         f"Burn-in {report.run} on {host.hostname}: {report.verdict} ({report.state})",
         *textwrap.wrap(report.meaning, _WIDTH),
-        f"{plan.profile}, {duration(report.elapsed_s)} of {duration(report.asked_s)} with {load}",
+        *textwrap.wrap(
+            f"{plan.profile}, {duration(report.elapsed_s)} of {duration(report.asked_s)} with {load}", _WIDTH
+        ),
         *(
             line
             for gap in report.gaps
@@ -40,9 +43,36 @@ def summary(report: BurninHead | BurninReport) -> str:
             f"{_cell(stress.power_percent, ' %'):>5} {_cell(stress.temp_c, ' °C'):>7} "
             f"{_cell(stress.slots_busy_percent, ' %'):>5}  {check}"
         )
+    lines += _stressed(report)
     for gpu in report.gpus:
         lines += _reasons(gpu)
     return "\n".join(lines)
+
+
+def _stressed(report: BurninHead | BurninReport) -> list[str]:
+    """The loads beside the model, where there were any: a line for each GPU."""
+    if not any(gpu.stress_loads.products or gpu.stress_loads.memory or gpu.stress_loads.links for gpu in report.gpus):
+        return []
+    precision = fastest_precision(products(gpu.stress_loads) for gpu in report.gpus)
+    lines = [
+        "",
+        f"{'GPU':<3} {f'TFLOP/S {precision}'.strip():>12} {'MEM GB/S':>8} {'COVERED':>14} {'HOST GB/S':>9} "
+        f"{'PEER GB/S':>9} {'MOST POWER':>10}  WRONG",
+    ]
+    for gpu in report.gpus:
+        loads, memory = gpu.stress_loads, gpu.stress_loads.memory
+        peak = max((phase.power_percent or 0 for phase in gpu.phases), default=None)
+        covered = "–" if memory is None else binary_size(memory.covered_bytes)
+        if memory is not None and memory.covered_percent is not None:
+            covered += f" {memory.covered_percent:.0f} %"
+        lines.append(
+            f"{gpu.index:<3} {scaled(products(loads).get(precision), 1e12):>12} "
+            f"{scaled(memory.bytes_per_s if memory else None, 1e9):>8} {covered:>14} "
+            f"{scaled(slowest_link(loads, 'to_host', 'from_host'), 1e9):>9} "
+            f"{scaled(slowest_link(loads, 'to_peer'), 1e9):>9} {_cell(peak, ' %'):>10}  "
+            f"{loads.wrong_tiles + loads.wrong_words or 'none'}"
+        )
+    return lines
 
 
 def _cell(value: float | None, unit: str) -> str:
@@ -51,6 +81,10 @@ def _cell(value: float | None, unit: str) -> str:
 
 def _of_median(percent: float | None) -> str:
     return "–" if percent is None else f"{percent:.1f} %"
+
+
+def _tokens(per_s: float | None) -> str:
+    return "–" if per_s is None else f"{per_s:.1f}"
 
 
 def _per_joule(tokens: float | None) -> str:
@@ -78,18 +112,45 @@ def comparison(document: Comparison) -> str:
         slots = counted(group.slots, "slot") if group.slots else "slots unknown"
         lines += [
             "",
-            f"{group.name}, {group.model}, context {group.context_length or 'unknown'}, {slots}: "
-            f"median {group.tokens_per_s:.1f} tokens/s",
+            *textwrap.wrap(
+                f"{group.name}, {group.model or 'no model'}, context {group.context_length or 'unknown'}, "
+                f"{slots}: median {_tokens(group.tokens_per_s)} tokens/s",
+                _WIDTH,
+            ),
             f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'OWN VERDICT':<15} {'TOKENS/S':>9} "
             f"{'OF MEDIAN':>10} {'TOKENS/J':>9} {'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  COMPARED",
         ]
         for row in group.gpus:
             lines.append(
                 f"{row.hostname[:width]:<{width}} {row.run:<16} {row.index:<4} {row.verdict:<15} "
-                f"{row.tokens_per_s:>9.1f} {row.of_median_percent:>8.1f} % {_per_joule(row.tokens_per_j):>9} "
-                f"{_of_median(row.tokens_per_j_of_median_percent):>10} {_cell(row.power_percent, ' %'):>6} "
-                f"{_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
+                f"{_tokens(row.tokens_per_s):>9} {_of_median(row.of_median_percent):>10} "
+                f"{_per_joule(row.tokens_per_j):>9} {_of_median(row.tokens_per_j_of_median_percent):>10} "
+                f"{_cell(row.power_percent, ' %'):>6} {_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
             )
+        lines += _stressed_beside(group, width)
         lines += [f"  {text}" for text in group.hosts]
     lines += ["", *document.left_out] if document.left_out else []
     return "\n".join(lines)
+
+
+def _stressed_beside(group: ComparedGroup, width: int) -> list[str]:
+    """The loads beside the model, where a report has them; each with its percentage of the median."""
+    if not any(row.operations_per_s or row.memory_bytes_per_s or row.link_bytes_per_s for row in group.gpus):
+        return []
+    precision = fastest_precision(row.operations_per_s for row in group.gpus)
+    head = f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4}"
+    for name in (f"TFLOP/S {precision}".strip(), "MEM GB/S", "TO HOST", "FROM HOST", "TO PEERS"):
+        head += f" {name:>12} {'OF MEDIAN':>9}"
+    lines = ["", f"{head} {'COVERED':>10}"]
+    for row in group.gpus:
+        of_median, links = row.stress_of_median_percent, row.link_bytes_per_s
+        line = f"{row.hostname[:width]:<{width}} {row.run:<16} {row.index:<4}"
+        for name, value, unit in (
+            (precision, row.operations_per_s.get(precision), 1e12),
+            ("memory", row.memory_bytes_per_s, 1e9),
+            *((kind, links.get(kind), 1e9) for kind in ("to_host", "from_host", "to_peer")),
+        ):
+            line += f" {scaled(value, unit):>12} {_of_median(of_median.get(name)):>9}"
+        covered = "–" if row.covered_bytes is None else binary_size(row.covered_bytes)
+        lines.append(f"{line} {covered:>10}")
+    return lines

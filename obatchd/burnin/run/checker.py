@@ -11,11 +11,14 @@ import attrs
 
 from obatchd import log
 from obatchd.burnin.journal.records import Canary, Step
-from obatchd.burnin.run.load import Load
+from obatchd.burnin.run.load import ModelLoad
+from obatchd.burnin.run.preparing import up_soon
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
-from obatchd.errors import ServerError
+from obatchd.documents.burnin import Plan
+from obatchd.errors import ObatchError, ServerError
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _PROMPT = (
@@ -27,13 +30,14 @@ _TOKENS = 64
 _SEED = 20240607
 _TIMEOUT_S = 300.0
 _SIBLINGS_ASKED = 2
+_LOAD_PER_CHECK = 9.0  # time under load for each second of an output check: they are a tenth of a phase at most
 
 
 @attrs.define(eq=False)
 class Checker:
     """The output check of one server; a finding concerns all of its GPUs."""
 
-    load: Load
+    load: ModelLoad
     _recording: Recording  # takes the outcome of each step
     reference: Reference | None = attrs.field(default=None, init=False)
 
@@ -106,3 +110,47 @@ class Checker:
         digest = answer.digest if answer else ""
         for gpu in self.load.gpus:
             self._recording.note(Canary(time.time(), gpu, step, text, digest, difference))
+
+
+class Checks:
+    """The output checks of a run, while nothing but the model is on the GPUs."""
+
+    def __init__(self, plan: Plan, recording: Recording, owner: TaskOwner) -> None:
+        self._plan = plan
+        self._recording = recording
+        self._tasks = TaskSet(owner)
+        self._checkers: list[Checker] = []
+
+    async def calibrate(self, loads: Sequence[ModelLoad]) -> None:
+        """Learn the answers of each server; one that is not up now goes without."""
+        self._checkers = [Checker(load, self._recording) for load in loads]
+        await asyncio.gather(*(self._calibrate(checker) for checker in self._checkers))
+        for checker in self._checkers:
+            checker.differs_from_all(self._checkers)
+
+    async def _calibrate(self, checker: Checker) -> None:
+        server = checker.load.server
+        try:
+            await up_soon(server)
+            await server.load(checker.load.profile)
+        except ObatchError as error:
+            _log.warning("burnin_not_calibrated", server=server.id, code=error.code, reason=error.message)
+            return
+        await checker.calibrate(self._plan.canary_runs)
+
+    def begin(self) -> None:
+        """Check regularly."""
+        for place, checker in enumerate(self._checkers):
+            self._tasks.start(self._regularly(place, checker), f"burnin-check-{checker.load.server.id}")
+
+    async def stop(self) -> None:
+        await self._tasks.stop()
+
+    async def _regularly(self, place: int, checker: Checker) -> None:
+        # Not all at once: the others are to stay under load meanwhile.
+        await asyncio.sleep(self._plan.canary_s * (place + 1) / (len(self._checkers) + 1))
+        while True:
+            begun_s = time.monotonic()
+            await checker.check(self._checkers)
+            took_s = time.monotonic() - begun_s
+            await asyncio.sleep(max(self._plan.canary_s, _LOAD_PER_CHECK * took_s))

@@ -152,14 +152,16 @@ class Burnin:
         units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
         gpus = [unit.uuid for unit in units]
         retest = [gpu.uuid for gpu, _ in chosen if self._host.quarantine_reason(gpu)]
-        made = plan.make(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), wanted, gpus, self._host.settings(), retest)
+        run, missing = time.strftime("%Y%m%d-%H%M%S", time.gmtime()), self._host.missing_loads()
+        made = plan.make(run, wanted, gpus, self._host.settings(), retest, missing)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
         begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)
         await asyncio.to_thread(self._append, made.run, [begun])
         self._host.new_xids()  # earlier XIDs are no part of the run
         _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
-                  duration_s=made.duration_s, exclusive=made.exclusive, with_jobs=made.with_jobs)  # fmt: skip
+                  duration_s=made.duration_s, loads=",".join(made.loads), exclusive=made.exclusive,
+                  with_jobs=made.with_jobs)  # fmt: skip
         self._begin([begun])
         await asyncio.to_thread(self._prune)
         return await self.status()
@@ -177,7 +179,8 @@ class Burnin:
         if (run := self.active) is None:
             return None
         state = "loading" if run.loading else "preparing"
-        return BurninBrief(run.plan.run, state, round(run.elapsed_s, 1), run.plan.duration_s, run.plan.gpus)
+        elapsed_s, asked_s = round(run.elapsed_s, 1), run.plan.duration_s
+        return BurninBrief(run.plan.run, state, elapsed_s, asked_s, run.plan.gpus, run.present_loads)
 
     async def status(self) -> BurninStatus:
         """The run in progress, or the latest: the head of its report and how far it is."""

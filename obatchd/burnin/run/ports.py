@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from obatchd.burnin.stress.parent import Gone
+from obatchd.burnin.stress.protocol import FromProcess, ToProcess
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import OllamaApi
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskOwner
 
 
 class RunServer(Protocol):
@@ -50,10 +53,42 @@ class RunServer(Protocol):
     def progress(self) -> None: ...
     def fault(self, reason: str) -> None: ...
     async def load(self, profile: Profile) -> None: ...
+    async def unload(self) -> None: ...
     def begin_test(self, reason: str) -> None: ...
     def end_test(self) -> None: ...
     async def quarantine(self, reason: str) -> None: ...
     def release(self) -> None: ...
+
+
+class StressProcess(Protocol):
+    """The process that loads one GPU; :class:`obatchd.burnin.stress.parent.StressProcess`."""
+
+    gone: Gone | None
+
+    def start(self) -> None: ...
+    def send(self, message: ToProcess) -> bool: ...
+    def frames(self) -> AsyncIterator[FromProcess]: ...
+    async def end(self) -> Gone: ...
+
+
+class Load(Protocol):
+    """Loads of the plan on one server or GPU."""
+
+    @property
+    def carries(self) -> Collection[str]:
+        """The names of those that it can do."""
+
+    async def begin(self, loads: Sequence[str]) -> None:
+        """Do these of them from now on; returns when they run, or cannot, or take too long to begin."""
+
+    async def rest(self) -> None:
+        """Do nothing any more; returns when that is so, or takes too long."""
+
+    def look(self) -> None:
+        """Called about once a second: count the time since the last call, and do what is due."""
+
+    async def close(self) -> None:
+        """End for good."""
 
 
 class Tested(NamedTuple):
@@ -129,6 +164,15 @@ class RunHost(Protocol):
 
     def finished(self, run: str, verdict: str) -> None:
         """A run has ended."""
+
+    def missing_loads(self) -> Mapping[str, str]:
+        """The loads that this host cannot have, each with the reason and what to install."""
+
+    def stress(self, gpu: str, owner: TaskOwner, peers: Sequence[str] = ()) -> StressProcess:
+        """A process, not started yet, for the GPU or slice with this UUID.
+
+        With ``peers`` it sees these other GPUs, too, and a fault of theirs may hit it: to measure links only.
+        """
 
     def quarantine_reason(self, gpu: Gpu) -> str:
         """Why a GPU is in quarantine; empty when it is not."""

@@ -11,24 +11,26 @@ import msgspec
 
 from obatchd import log
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Ended, Loading, Record
+from obatchd.burnin.journal.records import Bucket, Ended, Loading, Record, StressEnded
 from obatchd.burnin.report import report
-from obatchd.burnin.run.checker import Checker
+from obatchd.burnin.run.checker import Checks
 from obatchd.burnin.run.events import EventRecorder
-from obatchd.burnin.run.load import Load, loads
-from obatchd.burnin.run.ports import RunHost, Tested
-from obatchd.burnin.run.preparing import Preparer, take, up_soon
+from obatchd.burnin.run.load import ModelLoad, loads
+from obatchd.burnin.run.phases import Phases
+from obatchd.burnin.run.plan import MODEL, STRESS
+from obatchd.burnin.run.ports import Load, RunHost, Tested
+from obatchd.burnin.run.preparing import Preparer, take
+from obatchd.burnin.run.programs import Dcgm, GpuBurn, ProgramLoad
 from obatchd.burnin.run.recording import Recording
+from obatchd.burnin.run.stressing import StressLoad
 from obatchd.burnin.verdict import verdict
+from obatchd.burnin.verdict.reasons import WRONG
 from obatchd.documents.burnin import BurninGpu
-from obatchd.errors import ObatchError
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 LOOK_S = 1.0
 RETEST_S = 1800.0  # load of the shortest run that ends a quarantine
-_RETRY_S = 2.0
-_LOAD_PER_CHECK = 9.0  # time under load for each second of an output check: they are a tenth of a run at most
 
 
 class Run:
@@ -42,9 +44,9 @@ class Run:
         self._host = host
         self._stop = asyncio.Event()
         self._stop_text = ""
-        self._tasks = TaskSet(self)  # of the load and the output checks
+        self._tasks = TaskSet(self)  # exchanges of loads
         self._defect: BaseException | None = None
-        self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
+        self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket) and not record.between)
         known = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
         gpus = {unit.uuid: known[unit.uuid] for unit in begun.units if unit.uuid in known}
         identities = {uuid: host.identity(gpu) for uuid, gpu in gpus.items()}
@@ -55,8 +57,9 @@ class Run:
             units = [unit for unit in begun.units if unit.server == name]
             present = [unit.uuid for unit in units if unit.uuid in gpus]
             self._servers[name] = Tested(host.servers[name], present, "+".join(unit.name for unit in units))
-        self._loads: list[Load] = []
-        self._checkers: list[Checker] = []
+        self._checks = Checks(self.plan, self._recording, self)
+        self._stress = self._stress_loads()
+        self._phases = self._phases_of([])
         cards = {uuid: gpu.card for uuid, gpu in gpus.items()}
         self._events = EventRecorder(host, self._recording, self._servers, cards)
         for unit in begun.units:
@@ -77,6 +80,11 @@ class Run:
     def loading(self) -> bool:
         """Whether the load has begun."""
         return journal.loading_s(self.records) is not None
+
+    @property
+    def present_loads(self) -> list[str]:
+        """Those of the present phase."""
+        return self._phases.present
 
     def stop(self, text: str) -> None:
         """End the run before its time; the verdict is about the time until then."""
@@ -102,6 +110,7 @@ class Run:
                 ended = await self._record()
         finally:
             await self._tasks.stop()
+            await asyncio.shield(self._phases.close())
             try:
                 await asyncio.shield(self._close(ended))
             finally:  # also after a defect in the verdict
@@ -124,11 +133,11 @@ class Run:
         await self._end_retests(verdicts if ended.reason == "completed" else {})
 
     def _condemn(self, gpus: Sequence[BurninGpu]) -> None:
-        """Wrong output is seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
+        """Wrong results are seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
         known = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
         for gpu in gpus:
             for reason in gpu.reasons:
-                if reason.signal == verdict.CORRUPTION and gpu.uuid in known:
+                if reason.signal in WRONG and gpu.uuid in known:
                     self._host.quarantine(known[gpu.uuid], reason.text, gpu.action)
 
     def _is_retest(self, tested: Tested) -> bool:
@@ -155,8 +164,12 @@ class Run:
             await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
-                usable = [p for p in journal.prepared(self.records).values() if not p.problem]
-                return None if usable else Ended(time.time(), "failed", "no server could be made ready")
+                ready = journal.prepared(self.records).values()
+                return (
+                    None
+                    if not ready or any(not each.problem for each in ready)
+                    else Ended(time.time(), "failed", "no server could be made ready")
+                )
             return Ended(time.time(), "stopped", self._stop_text)
         finally:
             for waiting in (task, stopped):
@@ -167,102 +180,82 @@ class Run:
         _log.info("burnin_preparing", run=self.plan.run, servers=",".join(self._servers))
         tested, reason = list(self._servers.values()), f"burn-in {self.plan.run}"
         await asyncio.gather(*(take(one.server, reason, retest=self._is_retest(one)) for one in tested))
+        if self.plan.phases and MODEL not in self.plan.loads:
+            return
         if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
             await Preparer(self.plan, self._host, self._writer).prepare(tested)
         ready = journal.prepared(self.records)
-        self._loads = loads(tested, ready, self.plan.duration_s, self._recording.recorder)
+        models = loads(tested, ready, self.plan.duration_s, self._recording, self)
+        self._phases = self._phases_of(models)
         if self.plan.canary_s:
-            self._checkers = [Checker(load, self._recording) for load in self._loads]
-            await asyncio.gather(*(self._calibrate(checker) for checker in self._checkers))
-            for checker in self._checkers:
-                checker.differs_from_all(self._checkers)
+            await self._checks.calibrate(models)
 
-    async def _calibrate(self, checker: Checker) -> None:
-        """Learn the answers of its output check; a server that is not up now goes without."""
-        server = checker.load.server
-        try:
-            await up_soon(server)
-            await server.load(checker.load.profile)
-        except ObatchError as error:
-            _log.warning("burnin_not_calibrated", server=server.id, code=error.code, reason=error.message)
-            return
-        await checker.calibrate(self.plan.canary_runs)
+    def _stress_loads(self) -> list[StressLoad]:
+        """Products and patterns, for each GPU on which they did not end in an earlier part of the run."""
+        if not set(STRESS) & set(self.plan.loads):
+            return []
+        over = {record.gpu for record in self.records if isinstance(record, StressEnded)}
+        return [
+            StressLoad(gpu, server, self._host, self.plan, self._recording, self)
+            for server, gpus, _ in self._servers.values()
+            for gpu in gpus
+            if gpu not in over
+        ]
+
+    def _programs(self) -> list[ProgramLoad]:
+        """Programs of others: one process for all GPUs, or one for each."""
+        found = []
+        tested = [one for one in self._servers.values() if one.gpus]
+        common = (self.plan, self._recording, self)
+        if "dcgm" in self.plan.loads:
+            gpus = [gpu for one in tested for gpu in one.gpus]
+            found.append(ProgramLoad(Dcgm(), gpus, [one.server for one in tested], *common))
+        if "gpu-burn" in self.plan.loads:
+            found += [ProgramLoad(GpuBurn(), [gpu], [one.server], *common) for one in tested for gpu in one.gpus]
+        return found
+
+    def _phases_of(self, models: list[ModelLoad]) -> Phases:
+        servers = [tested.server for tested in self._servers.values()]
+        every: list[Load] = [*models, *self._stress, *self._programs()]
+        return Phases(self.plan, self._recording, self._writer, servers, every, self._checks)
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
     def _start_loading(self) -> None:
-        for load in self._loads:
-            load.count()  # getting ready is no part of the run
         self._events.strangers()
         self._recording.recorder.begin(time.time())
         _log.info("burnin_loading", run=self.plan.run, duration_s=self.plan.duration_s)
-        for load in self._loads:
-            self._tasks.start(self._keep_loaded(load), f"burnin-load-{load.server.id}")
-        for place, checker in enumerate(self._checkers):
-            self._tasks.start(self._check_regularly(place, checker), f"burnin-check-{checker.load.server.id}")
+        for load in self._stress:
+            load.start()
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A server is not loaded or not checked any more: the run ends, because its verdict would be about less."""
         self._defect = error
         self._stop.set()
 
-    async def _keep_loaded(self, load: Load) -> None:
-        """Load the server whenever it is up, over its restarts."""
-        server = load.server
-        while not self._urgent(load):
-            while not server.ready_for_test:
-                await asyncio.sleep(LOOK_S / 4)
-            try:
-                await server.load(load.profile)
-            except ObatchError as error:
-                _log.warning("burnin_load_failed", server=server.id, code=error.code, reason=error.message)
-                await asyncio.sleep(_RETRY_S)
-                continue
-            running = asyncio.create_task(load.run())
-            try:
-                while (
-                    server.ready_for_test
-                    and server.loaded == load.profile
-                    and not running.done()
-                    and not self._urgent(load)
-                ):
-                    await asyncio.sleep(LOOK_S / 4)
-                if running.done():
-                    running.result()  # it never ends but by a defect
-            finally:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
-
-    def _urgent(self, load: Load) -> bool:
-        """Whether the load of a server must end at once: it could hurt the hardware, or no answer can be trusted."""
-        return any(gpu in self._recording.watch.urgent for gpu in load.gpus)
-
-    async def _check_regularly(self, place: int, checker: Checker) -> None:
-        # Not all at once: the others are to stay under load meanwhile.
-        await asyncio.sleep(self.plan.canary_s * (place + 1) / (len(self._checkers) + 1))
-        while True:
-            begun_s = time.monotonic()
-            await checker.check(self._checkers)
-            took_s = time.monotonic() - begun_s
-            await asyncio.sleep(max(self.plan.canary_s, _LOAD_PER_CHECK * took_s))
-
     # --- recording --------------------------------------------------------------------------------------------------
 
     async def _record(self) -> Ended:
         while True:
+            if self._phases.is_due(self.elapsed_s):
+                self._tasks.start(self._phases.change(self.elapsed_s), "burnin-phase")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()
-            self._events.look()
-            seen = self._events.seen()
-            for load in self._loads:
-                load.count()
-            if self.plan.with_jobs:
-                self._events.count_batch(LOOK_S)
-            await self._writer.write(*self._recording.look(time.time(), seen))
+            await self._look()
             if self._defect is not None:  # looked at last: it may have come while this was written
                 raise self._defect
             if self._stop.is_set():
                 return Ended(time.time(), "stopped", self._stop_text)
             if self.elapsed_s >= self.plan.duration_s:
+                await self._phases.finish()
                 return Ended(time.time(), "completed")
+
+    async def _look(self) -> None:
+        """Write down how it is now."""
+        self._events.look()
+        seen = self._events.seen()
+        self._phases.look()
+        if self.plan.with_jobs:
+            self._events.count_batch(LOOK_S)
+        await self._writer.write(*self._recording.look(time.time(), seen))

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Canary, Event, Prepared, Record, Sample, Unit
+from obatchd.burnin.journal.records import (
+    Bucket,
+    Canary,
+    Event,
+    PhaseBegun,
+    Prepared,
+    Record,
+    Sample,
+    StressEnded,
+    Unit,
+    WrongResult,
+)
+from obatchd.burnin.verdict import loads as beside
+from obatchd.burnin.verdict.loads import Phased, put_beside
 from obatchd.documents.burnin import BurninWork, CounterChange, Plan, Stress
+from obatchd.documents.burnin_loads import PhaseResult, StressLoads
 
+_UNEVEN = (("memory",), ("dcgm",), ("gpu-burn",))  # phases in which a GPU that is well is idle now and then
 _WINDOW_S = 3600.0  # of load that speeds are compared over
 
 
@@ -29,9 +43,10 @@ class Evidence(msgspec.Struct, kw_only=True):
     unit: Unit
     prepared: Prepared | None
     plan: Plan
+    over: bool  # the run has ended
     one_profile: bool  # its server had the same model, context and slots from beginning to end
     asked_s: float
-    elapsed_s: float  # of the run, without gaps
+    elapsed_s: float  # of the run, without gaps and exchanges of loads
     stress: Stress  # exact
     work: BurninWork
     speed: Speed | None  # over the last hour of load, or all of it where that is less
@@ -40,60 +55,138 @@ class Evidence(msgspec.Struct, kw_only=True):
     counters: dict[str, CounterChange]
     events: list[Event]  # its own and the host's
     canaries: list[Canary]
+    phases: list[PhaseResult]  # those that had load
+    loads: StressLoads  # beside the model
+    firsts: dict[str, str]  # digest of the first product of each precision
+    wrong: list[WrongResult]
+    ended: list[StressEnded]
+
+    @property
+    def power_percent(self) -> float | None:
+        """Median power, of its limit: that of the phase with the most."""
+        known = [phase.power_percent for phase in self.phases if phase.power_percent is not None]
+        return max(known, default=self.stress.power_percent)
 
 
 def gather(records: Sequence[Record]) -> list[Evidence]:
     """The evidence on each GPU, in index order."""
-    begun, ready = journal.begun(records), journal.prepared(records)
-    plan = begun.plan
-    buckets = [r for r in records if isinstance(r, Bucket)]
-    elapsed_s = sum(bucket.span_s for bucket in buckets)
-    # The time still to come is not held against an unfinished run.
-    asked_s = plan.duration_s if journal.ended(records) else min(plan.duration_s, elapsed_s)
-    loads = {(r.server, r.model, r.context_length, r.slots) for r in records if isinstance(r, Prepared)}
-    profiles = Counter(server for server, *_ in loads)
+    begun = journal.begun(records)
+    phased = _phased(records)
+    units = sorted(begun.units, key=lambda unit: (unit.index, unit.uuid))
+    found = [_of(unit, begun.plan, records, phased) for unit in units]
+    for one in found:
+        put_beside(one.loads, [other.loads for other in found if _alike(one, other)])
+    return found
+
+
+def _alike(one: Evidence, other: Evidence) -> bool:
+    """Whether two GPUs are of one kind and did their products and patterns with the same library."""
+    same = one.unit.name == other.unit.name and one.loads.library == other.loads.library != ""
+    return same and one.unit.server != other.unit.server
+
+
+def _phased(records: Sequence[Record]) -> list[tuple[tuple[str, ...], Bucket]]:
+    """Each bucket with the loads of its phase."""
+    found, loads = [], tuple[str, ...]()
+    for record in records:
+        if isinstance(record, PhaseBegun):
+            loads = tuple(record.loads)
+        elif isinstance(record, Bucket):
+            found.append((loads, record))
+    return found
+
+
+def _of(
+    unit: Unit, plan: Plan, records: Sequence[Record], phased: list[tuple[tuple[str, ...], Bucket]]
+) -> Evidence:  # fmt: skip
+    over = journal.ended(records) is not None
+    elapsed_s = sum(bucket.span_s for _, bucket in phased if not bucket.between)
+    every = [Phased(loads, bucket.gpus[unit.uuid]) for loads, bucket in phased if unit.uuid in bucket.gpus]
+    of_run = [
+        Phased(loads, bucket.gpus[unit.uuid])
+        for loads, bucket in phased
+        if unit.uuid in bucket.gpus and not bucket.between
+    ]
+    samples, loaded = [each.sample for each in every], [each for each in of_run if each.sample.under_load_s > 0]
+    of_model = [each.sample for each in loaded if each.of_model]
+    speed, early_speed = _speed(reversed(of_model), alike=not plan.with_jobs), None
+    if sum(s.loaded_s for s in of_model) >= 2 * _WINDOW_S:
+        early_speed = _speed(of_model, alike=not plan.with_jobs)
+    prepared = [r for r in records if isinstance(r, Prepared) and r.server == unit.server]
+    return Evidence(
+        unit=unit,
+        prepared=prepared[-1] if prepared else None,
+        plan=plan,
+        over=over,
+        one_profile=len({(r.model, r.context_length, r.slots) for r in prepared}) <= 1,
+        # The time still to come is not held against an unfinished run.
+        asked_s=plan.duration_s if over else min(plan.duration_s, elapsed_s),
+        elapsed_s=elapsed_s,
+        stress=_stress([each.sample for each in of_run], samples, loaded),
+        work=_work(samples, of_model, speed, early_speed),
+        speed=speed,
+        early_speed=early_speed,
+        throttle_s=_throttled_s(samples),
+        counters=_counters(samples),
+        events=[r for r in records if isinstance(r, Event) and r.gpu in (unit.uuid, "")],
+        canaries=[r for r in records if isinstance(r, Canary) and r.gpu == unit.uuid],
+        phases=_phases(loaded),
+        loads=beside.of(unit.uuid, every, records),
+        firsts=beside.firsts(every),
+        wrong=[r for r in records if isinstance(r, WrongResult) and r.gpu == unit.uuid],
+        ended=[r for r in records if isinstance(r, StressEnded) and r.gpu == unit.uuid],
+    )
+
+
+def _phases(loaded: list[Phased]) -> list[PhaseResult]:
+    """One for each set of loads, in the order of the run; none of runs that knew no phases."""
+    grouped: dict[tuple[str, ...], list[Sample]] = {}
+    for each in loaded:
+        if each.loads:
+            grouped.setdefault(each.loads, []).append(each.sample)
     found = []
-    for unit in sorted(begun.units, key=lambda unit: (unit.index, unit.uuid)):
-        samples = [bucket.gpus[unit.uuid] for bucket in buckets if unit.uuid in bucket.gpus]
-        loaded = [s for s in samples if s.loaded_s + s.canary_s > 0]
-        speed, early_speed = _speed(reversed(loaded), alike=not plan.with_jobs), None
-        if sum(s.loaded_s for s in loaded) >= 2 * _WINDOW_S:
-            early_speed = _speed(loaded, alike=not plan.with_jobs)
+    for names, samples in grouped.items():
+        watts, shares = _power(samples)
         found.append(
-            Evidence(
-                unit=unit,
-                prepared=ready.get(unit.server),
-                plan=plan,
-                one_profile=profiles[unit.server] <= 1,
-                asked_s=asked_s,
-                elapsed_s=elapsed_s,
-                stress=_stress(samples, loaded),
-                work=_work(samples, loaded, speed, early_speed),
-                speed=speed,
-                early_speed=early_speed,
-                throttle_s=_throttled_s(samples),
-                counters=_counters(samples),
-                events=[r for r in records if isinstance(r, Event) and r.gpu in (unit.uuid, "")],
-                canaries=[r for r in records if isinstance(r, Canary) and r.gpu == unit.uuid],
+            PhaseResult(
+                loads=list(names),
+                loaded_s=round(sum(s.under_load_s for s in samples), 1),
+                utilisation_percent=_rounded(_mean((s.utilisation_percent, s.seen_s) for s in samples)),
+                power_w=_rounded(statistics.median(watts) if watts else None),
+                power_percent=_rounded(statistics.median(shares) if shares else None),
+                clock_mhz=_rounded(_mean((s.clock_mhz, s.seen_s) for s in samples)),
+                temp_c=max((s.temp_c for s in samples if s.temp_c is not None), default=None),
+                memory_temp_c=max((s.memory_temp_c for s in samples if s.memory_temp_c is not None), default=None),
             )
         )
     return found
 
 
-def _stress(samples: list[Sample], loaded: list[Sample]) -> Stress:
-    canary_s, load_only_s = sum(s.canary_s for s in loaded), sum(s.loaded_s for s in loaded)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def _power(samples: Iterable[Sample]) -> tuple[list[float], list[float]]:
+    """Watts, and percent of the limit, of each sample that tells them."""
+    known = [(s.power_w, s.power_limit_w) for s in samples if s.power_w is not None]
+    return [watts for watts, _ in known], [100 * watts / limit for watts, limit in known if limit]
+
+
+def _stress(of_run: list[Sample], samples: list[Sample], phased: list[Phased]) -> Stress:
+    loaded = [each.sample for each in phased]
     capacity = sum(s.loaded_s * s.slots for s in loaded)
-    watts = [s.power_w for s in loaded if s.power_w is not None]
+    watts, shares = _power(loaded)
     limits = [s.power_limit_w for s in loaded if s.power_limit_w]
-    shares = [100 * s.power_w / s.power_limit_w for s in loaded if s.power_w is not None and s.power_limit_w]
     filled = [(s.memory_used_bytes, s.memory_total_bytes) for s in loaded if s.memory_used_bytes is not None]
     used, total = max(filled, key=lambda pair: pair[0], default=(None, None))
+    # Patterns in memory are left alone for some seconds now and then, and programs of others do what they want.
+    busy = [each.sample for each in phased if each.loads not in _UNEVEN] or loaded
     return Stress(
-        loaded_s=load_only_s + canary_s,
-        canary_s=canary_s,
-        seen_s=sum(s.seen_s for s in samples),
+        loaded_s=sum(s.under_load_s for s in loaded),
+        canary_s=sum(s.canary_s for s in loaded),
+        seen_s=sum(s.seen_s for s in of_run),
         slots_busy_percent=100 * sum(s.slot_s for s in loaded) / capacity if capacity else None,
-        utilisation_percent=_mean((s.utilisation_percent, s.seen_s) for s in loaded),
+        utilisation_percent=_mean((s.utilisation_percent, s.seen_s) for s in busy),
         power_w=statistics.median(watts) if watts else None,
         power_limit_w=limits[-1] if limits else None,
         power_percent=statistics.median(shares) if shares else None,
@@ -112,8 +205,8 @@ def _mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
     return sum(value * weight for value, weight in known) / total if total else None
 
 
-def _work(samples: list[Sample], loaded: list[Sample], speed: Speed | None, early_speed: Speed | None) -> BurninWork:
-    metered = [(s.energy_j, s.tokens) for s in loaded if s.energy_j is not None]
+def _work(samples: list[Sample], of_model: list[Sample], speed: Speed | None, early_speed: Speed | None) -> BurninWork:
+    metered = [(s.energy_j, s.tokens) for s in of_model if s.energy_j is not None]
     energy_j, tokens = sum(energy_j for energy_j, _ in metered), sum(tokens for _, tokens in metered)
     last, first = (round(speed.tokens_per_s, 2) if speed else None for speed in (speed, early_speed))
     return BurninWork(

@@ -14,24 +14,16 @@ from enum import StrEnum
 import msgspec
 
 from obatchd.burnin.journal.records import Consequence, Event
+from obatchd.burnin.verdict import stressed
 from obatchd.burnin.verdict.evidence import Evidence
+from obatchd.burnin.verdict.reasons import COMPARE, CORRUPTION, DIAGNOSE, LOW_STRESS, RETEST, WRONG, Reason
 from obatchd.words import counted, three_digits
 
 COLLECT = "Make the file for the vendor: `obatchctl burnin bundle {gpu}`."
-_RETEST = "Run the burn-in again; nothing was found against the GPU itself."
 _STRESS = "Use a larger model or more slots to load it further, if full stress is wanted."
-_DIAGNOSE = (
-    "Run dcgmi diag -r 3 (or gpu-burn) on this GPU; if it fails there too, or here again, ask the vendor for a "
-    "replacement."
-)
-_COMPARE = (
-    "Compare clocks, power limit, PCIe link and temperature with GPUs of its kind; exchange slots to see whether the "
-    "slowness follows the card."
-)
 _EFFICIENCY = "Compare power limit, clocks, fans and temperature with GPUs of its kind."
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
 _BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
-CORRUPTION = "silent_corruption"
 _ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
 
 
@@ -45,16 +37,6 @@ class Result(StrEnum):
 
 
 EXIT_CODES = {Result.PASS: 0, Result.PASS_LOW_STRESS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 2}
-
-
-class Reason(msgspec.Struct, frozen=True):
-    """One reason: the observation, and the criterion that it meets."""
-
-    consequence: Consequence
-    signal: str
-    text: str
-    action: str = ""
-    at_s: float | None = None  # first seen
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -72,7 +54,14 @@ def worst(results: Sequence[Result]) -> Result:
 
 def judge(every: Sequence[Evidence]) -> list[Verdict]:
     """A verdict for each GPU, in the same order."""
-    return [_judge(evidence, [other for other in every if _sibling(evidence, other)]) for evidence in every]
+    return [
+        _judge(
+            evidence,
+            [other for other in every if _sibling(evidence, other)],
+            [other for other in every if other is not evidence and other.unit.name == evidence.unit.name],
+        )
+        for evidence in every
+    ]
 
 
 def _sibling(one: Evidence, other: Evidence) -> bool:
@@ -90,25 +79,32 @@ def _sibling(one: Evidence, other: Evidence) -> bool:
     return same_load and one.unit.name == other.unit.name and ours.server != theirs.server
 
 
-def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
+def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]) -> Verdict:
+    """``siblings`` did the same work for the model, ``of_kind`` are all others of its kind."""
     reasons = [
         *_of_events(evidence),
+        *stressed.of_wrong(evidence, of_kind),
         *_of_canaries(evidence),
         *_of_speed(evidence, siblings),
+        *stressed.of_speeds(evidence),
         *_of_energy(evidence, siblings),
         *_of_work(evidence),
+        *stressed.of_work(evidence),
+        *stressed.of_ends(evidence),
         *_of_monitoring(evidence),
     ]
     if not any(reason.consequence == "inconclusive" for reason in reasons):
         reasons += _of_stress(evidence)
-    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.at_s or 0.0))
+        reasons += stressed.of_coverage(evidence)
+    # Wrong results say more than slow ones.
+    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.signal not in WRONG, reason.at_s or 0.0))
     found = {reason.consequence for reason in reasons}
     if "fail" in found:
         result = Result.FAIL
     elif "inconclusive" in found:
         result = Result.INCONCLUSIVE
     else:
-        result = Result.PASS_LOW_STRESS if any(reason.signal == "low_stress" for reason in reasons) else Result.PASS
+        result = Result.PASS_LOW_STRESS if any(reason.signal == LOW_STRESS for reason in reasons) else Result.PASS
     return Verdict(result, reasons, _action(result, reasons, evidence))
 
 
@@ -117,7 +113,7 @@ def _action(result: Result, reasons: list[Reason], evidence: Evidence) -> str:
     if result is Result.FAIL:
         return f"{COLLECT.format(gpu=evidence.unit.index)} {first}".strip()
     if result is Result.INCONCLUSIVE:
-        return first or _RETEST
+        return first or RETEST
     return first if any(reason.consequence == "warn" for reason in reasons) else "None."
 
 
@@ -139,10 +135,10 @@ def _of_canaries(evidence: Evidence) -> Iterator[Reason]:
     firsts = {canary.step: canary for canary in reversed(evidence.canaries)}
     if (confirmed := firsts.get("confirmed")) is not None:
         text = f"wrong output, confirmed: {confirmed.text}"
-        yield Reason("fail", CORRUPTION, text, _DIAGNOSE, confirmed.at_s)
+        yield Reason("fail", CORRUPTION, text, DIAGNOSE, confirmed.at_s)
     elif (suspect := firsts.get("suspect")) is not None:
         text = f"its output differs and no second GPU could settle it: {suspect.text}"
-        yield Reason("inconclusive", "output_suspect", text, _DIAGNOSE, suspect.at_s)
+        yield Reason("inconclusive", "output_suspect", text, DIAGNOSE, suspect.at_s)
     elif (mismatch := firsts.get("mismatch")) is not None:
         checks = steps["match"] + steps["mismatch"]
         text = f"{steps['mismatch']} of {checks} output checks differed once and not again"
@@ -168,7 +164,7 @@ def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> Iterator[Reason]:
             f"{own.tokens_per_s:.1f} tokens/s, {slower_percent:.1f} % less than {against} ({usual:.1f}; limits "
             f"{limits.slower_warn_percent:g} % and {limits.slower_fail_percent:g} %)"
         )
-        yield Reason("fail" if slower_percent > limits.slower_fail_percent else "warn", "slow", text, _COMPARE)
+        yield Reason("fail" if slower_percent > limits.slower_fail_percent else "warn", "slow", text, COMPARE)
 
 
 def _of_energy(evidence: Evidence, siblings: list[Evidence]) -> Iterator[Reason]:
@@ -193,13 +189,14 @@ def _of_work(evidence: Evidence) -> Iterator[Reason]:
     work, ready = evidence.work, evidence.prepared
     share = 100 * evidence.stress.loaded_s / max(evidence.asked_s, 1e-3)
     least = evidence.plan.limits.least_loaded_percent
-    if not work.tokens and ready is not None and ready.problem:
+    modelled = not evidence.plan.phases or evidence.plan.with_jobs or "model" in evidence.plan.loads
+    if modelled and not work.tokens and ready is not None and ready.problem:
         yield Reason("inconclusive", "not_prepared", ready.problem, _SOFTWARE)
-    elif not work.tokens:
+    elif modelled and not work.tokens:
         yield Reason("inconclusive", "no_work", "no token was answered: nothing was tested", _SOFTWARE)
-    elif share < least:
+    elif share < least and not evidence.ended:  # else its loads ended before their time, which says more
         text = f"under load for {share:.0f} % of the time asked for (at least {least:g} % is needed)"
-        yield Reason("inconclusive", "short_load", text, _RETEST)
+        yield Reason("inconclusive", "short_load", text, RETEST)
     if work.failed:
         text = f"{work.failed} of {work.failed + work.requests} requests failed"
         yield Reason("warn", "failed_requests", text, _SOFTWARE)
@@ -222,7 +219,7 @@ def _of_stress(evidence: Evidence) -> list[Reason]:
     checks = (
         ("loaded time", "", loaded_percent, limits.stress_loaded_percent, True),
         ("utilisation", "", stress.utilisation_percent, limits.stress_utilisation_percent, True),
-        ("median power", " of its limit", stress.power_percent, limits.stress_power_percent, False),
+        ("median power", " of its limit", evidence.power_percent, limits.stress_power_percent, False),
     )
     for name, of, value, least, accepted in checks:
         text = f"{name} cannot be read: how hard it was loaded is not known"
@@ -231,10 +228,11 @@ def _of_stress(evidence: Evidence) -> list[Reason]:
             if value >= least:
                 continue
             if accepted and evidence.plan.strict:
-                return [Reason("inconclusive", "low_stress", f"{text}, which acceptance needs", _STRESS)]
-        reasons.append(Reason("note", "low_stress", text))
+                return [Reason("inconclusive", LOW_STRESS, f"{text}, which acceptance needs", _STRESS)]
+        reasons.append(Reason("note", LOW_STRESS, text))
     filled = stress.vram_percent
-    if filled is not None and filled < limits.vram_target_percent and not evidence.plan.with_jobs:
+    covered = evidence.loads.memory is not None
+    if not covered and filled is not None and filled < limits.vram_target_percent and not evidence.plan.with_jobs:
         text = f"{filled:.0f} % of its memory was in use; the rest was not tested"
         reasons.append(Reason("note", "vram_untested", text, _STRESS))
     return reasons

@@ -21,6 +21,7 @@ from obatchd.burnin.report.reading import read_file, typed
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.commands import completion
+from obatchd.cli.views.history import RUN_VALUES, run_series, steps_shown
 from obatchd.cli.views.text import table
 from obatchd.cli.views.waiting import line_anew, over_restarts
 from obatchd.documents.burnin import BurninReport, BurninStatus
@@ -63,21 +64,32 @@ _NOT_JUDGED = 2  # never 1, which says that a GPU failed
     show_default=True,
     help="quick: 30 minutes. overnight: 12 hours. acceptance: 24 hours at 90 % utilisation or more.",
 )
+@click.option(
+    "--load",
+    default="",
+    metavar="LOADS",
+    help="What loads the GPUs, with commas between: model, compute (matrix products), memory (patterns), dcgm, "
+    "gpu-burn; default: the profile's.",
+)
 @click.option("--exclusive", is_flag=True, help="Give no jobs to the other GPUs of the host either.")
 @click.option("--with-jobs", is_flag=True, help="Take jobs as the load; without any, nothing is tested.")
 @click.option("--no-canary", is_flag=True, help="Make no output check, for which a GPU is emptied every ten minutes.")
 @click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its exit code.")
-def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: bool, **asked: Any) -> None:
+def start_command(invocation: Invocation, /, gpus: str, load: str, wait: bool, no_canary: bool, **asked: Any) -> None:
     """Begin a burn-in. The other GPUs go on with jobs."""
     if wait:
         invocation.failure = _NOT_JUDGED
-    chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
-    document = invocation.client().post("burnin", body={**asked, "gpus": chosen, "canary": not no_canary})
+    asked |= {"gpus": _listed(gpus), "load": _listed(load), "canary": not no_canary}
+    document = invocation.client().post("burnin", body=asked)
     run = document["run"]
     if wait:
         _wait(invocation, run)
         _show_report(invocation, _report(invocation, run))
     invocation.answer(document, f"Burn-in {run} has begun. To see how far it is:  obatchctl burnin status")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _wait(invocation: Invocation, run: str) -> None:
@@ -98,7 +110,9 @@ def _wait(invocation: Invocation, run: str) -> None:
 def _progress(status: Document) -> str:
     share = min(100, int(100 * status["elapsed_s"] / status["asked_s"]))
     left = duration(max(0.0, status["asked_s"] - status["elapsed_s"]))
-    return f"{status['run']}: {status['state']}, {share} %, {left} left"
+    phases = status.get("phases") or [{}]
+    loads = " and ".join(phases[-1].get("loads", ())) if status["state"] == "loading" else ""
+    return f"{status['run']}: {status['state']}{f' ({loads})' if loads else ''}, {share} %, {left} left"
 
 
 @burnin_command.command("status")
@@ -120,6 +134,16 @@ def _status(document: Document) -> list[str]:
                 gpu.verdict, gpu.action = "not yet", ""
                 gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
     return [*lines, clean(summary(status), keep="\n")]
+
+
+@burnin_command.command("series")
+@click.argument("run", default="latest", shell_complete=completion.burnin_runs)
+@click.option("--value", type=click.Choice([*RUN_VALUES]), help="Only this; default: of many GPUs tokens, of one all.")
+def series_command(invocation: Invocation, run: str, value: str | None) -> None:
+    """Show how a burn-in went over time, also the one in progress. RUN is an id or its beginning, or latest."""
+    document = invocation.client().get("burnin/series", run=run, points=steps_shown(invocation))
+    shown = [value] if value else [*RUN_VALUES] if len(document["gpus"]) == 1 else ["tokens"]
+    invocation.answer(document, view=lambda _: [*run_series(document, shown)])
 
 
 @burnin_command.command("stop")

@@ -11,11 +11,11 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation, Span, clean
 from obatchd.cli.commands.completion import gpus
-from obatchd.cli.views.history import VALUES, history
-from obatchd.cli.views.text import NOTHING, number, size, table
+from obatchd.cli.views.history import VALUES, history, steps_shown
+from obatchd.cli.views.text import NOTHING, number, size, table, wrapped
 
 _HEADINGS = (
-    ">#", "HEALTH", "~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY", "~SERIAL", "~SLOT", "~REASON",
+    ">#", "HEALTH", "?~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY GiB", "?SERIAL", "?SLOT", "~~REASON",
 )  # fmt: skip
 # Facts that a card tells about itself: label, field, unit.
 _IDENTITY = (
@@ -29,8 +29,6 @@ _IDENTITY = (
     ("highest clock", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
-_BESIDE_BARS = 44  # characters of the other columns
-_STEPS_FOR_PROGRAMS = 720
 _BY = {"rules": "obatchd", "administrator": "an administrator"}  # who puts a GPU into quarantine
 gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
 _one_gpu = click.argument("gpu", metavar="GPU", shell_complete=gpus)
@@ -67,11 +65,12 @@ def _row(gpu: Document) -> list[object]:
     reason = gpu["reason"] or gpu["shared_with"]
     if gpu["lent_until"]:
         reason = f"lent until {_time(gpu['lent_until'])}"
+    memory = "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in (used, total))
     return [
-        gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
+        gpu["index"], gpu["health"], gpu["name"].removeprefix("NVIDIA "), " ".join(gpu["servers"]) or NOTHING,
         number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"),
         "asleep" if gpu.get("asleep") else number(gpu["utilisation_percent"], " %"),
-        NOTHING if used is None else f"{size(used)}/{size(total)}", gpu["serial"] or NOTHING, gpu["slot"], reason,
+        memory, gpu["serial"] or NOTHING, gpu["slot"], reason,
     ]  # fmt: skip
 
 
@@ -101,13 +100,13 @@ def _page(gpu: Document) -> list[str]:
     lines += ["", "Identity", *told]
     lines += ["", f"Findings since {_time(gpu['watched_since'])}"]
     for finding in gpu["findings"]:
-        since = f", since {_time(finding['since'])}" if finding["since"] else ""
-        lines.append(f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})")
+        lines += _finding_lines(finding)
     if not gpu["findings"]:
         lines.append("  none")
     if gpu["action"]:
         lines += ["", "What to do", *_wrapped(gpu["action"])]
-    return [*lines, "", "Last events", *(map(_event_line, gpu["events"]) if gpu["events"] else ["  none"])]
+    events = [line for event in gpu["events"] for line in _event_lines(event)]
+    return [*lines, "", "Last events", *(events or ["  none"])]
 
 
 def _called(gpu: Document) -> str:
@@ -124,9 +123,14 @@ def _fact(value: Any, unit: str) -> str:
     return f"{value:g} {unit}" if unit else clean(value)
 
 
-def _event_line(event: Document) -> str:
+def _finding_lines(finding: Document) -> list[str]:
+    since = f", since {_time(finding['since'])}" if finding["since"] else ""
+    return wrapped(f"{finding['text']} ({finding['signal']}{since})", f"  {finding['level']:<11}")
+
+
+def _event_lines(event: Document) -> list[str]:
     where = f"{event['serial'] or event['uuid']} in slot {event['slot'] or '?'}"
-    return f"  {_time(event['at'])}  {event['kind']:<11}{clean(where)}  {clean(event['text'])}"
+    return wrapped(f"{where}  {event['text']}", f"  {_time(event['at'])}  {event['kind']:<11}")
 
 
 def _time(instant: str) -> str:
@@ -145,7 +149,8 @@ def _wrapped(text: str) -> list[str]:
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
     """Show what happened to the GPUs, oldest first. Serial number and slot tell whether an error follows the card."""
     document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
-    invocation.answer(document, view=lambda _: [*map(_event_line, document["events"])] or ["no events"])
+    lines = [line for event in document["events"] for line in _event_lines(event)]
+    invocation.answer(document, view=lambda _: lines or ["no events"])
 
 
 @gpus_command.command("history")
@@ -159,18 +164,12 @@ def history_command(invocation: Invocation, gpu: str | None, span: float, value:
 
     Minutes are kept for two days, hours for 90 days; a gap is a time without readings.
     """
-    wanted: dict[str, Any] = {"span": f"{span:.0f}s", "points": _steps_shown(invocation)}
+    wanted: dict[str, Any] = {"span": f"{span:.0f}s", "points": steps_shown(invocation)}
     client = invocation.client()
     document, work = client.get("gpu-history", gpu=gpu or None, **wanted), client.get("work-history", **wanted)
     shown = [value] if value else [*VALUES] if len(document["gpus"]) == 1 else ["utilisation"]
     told = {**document, "work": {name: work[name] for name in ("host", "servers")}}
     invocation.answer(told, view=lambda _: history(document, work, shown))
-
-
-def _steps_shown(invocation: Invocation) -> int:
-    """So many bars fit into a line; a program gets more."""
-    columns = shutil.get_terminal_size().columns
-    return _STEPS_FOR_PROGRAMS if invocation.json else max(12, min(columns, 180) - _BESIDE_BARS)
 
 
 @gpus_command.command("quarantine")

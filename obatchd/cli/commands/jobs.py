@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ _SUM_HEADINGS = (
     ">GPU-SECONDS", "?>KWH",
 )  # fmt: skip
 _DOUBTS_SHOWN = 5
-_MOST = 10_000  # jobs in a list of the daemon
+_MOST, _USUAL = 10_000, 100  # jobs in a list of the daemon
 # Every word of the column STATE, and the state in which the daemon knows such jobs.
 _STATES = {state: state for state in ("running", "publishing", "done", "refused")} | {
     "waiting": "running", "paused": "running", "cancelling": "running", "failed": "done", "cancelled": "done",
@@ -42,7 +43,7 @@ _one_job = one_job()
 @click.option("--label", metavar="TEXT", help="Only jobs with this label.")
 @click.option("--since", type=Since(), metavar="TIME", help="Only jobs accepted in the last 3d, or from a date on.")
 @click.option("--after", metavar="ID", help="Only jobs older than this one: the next part of a long list.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
+@click.option("--limit", default=_USUAL, show_default=True, type=click.IntRange(1, _MOST), help="How many at most.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
 @click.option(
     "--interval",
@@ -64,9 +65,10 @@ def jobs_command(
 ) -> None:
     """List jobs with progress, speed and failures, newest first. An administrator's list has everybody's."""
     look = partial(_look, invocation.client(), state, limit, owner=owner, **wanted)
+    view = partial(_list, again=_again(state, owner, limit, **wanted))
     if watch:
-        show_again(invocation, interval, look, _list)
-    invocation.answer(look(), view=_list)
+        show_again(invocation, interval, look, view)
+    invocation.answer(look(), view=view)
 
 
 def _look(client: ControlClient, state: str | None, limit: int, **wanted: Any) -> Document:
@@ -76,16 +78,25 @@ def _look(client: ControlClient, state: str | None, limit: int, **wanted: Any) -
         return client.get("jobs", state=state, limit=limit, **wanted)
     document = client.get("jobs", state=known, limit=_MOST, **wanted)
     shown = [job for job in document["jobs"] if job_state(job).split()[0] == state]
-    return {**document, "jobs": shown[:limit]}
+    older = shown[limit - 1]["job"] if len(shown) > limit else document.get("next")
+    return {**document, "jobs": shown[:limit], "next": older}
 
 
-def _list(document: Document) -> list[str]:
+def _again(state: str | None, owner: str | None, limit: int, label: str | None, since: float | None, **_: Any) -> str:
+    """The same command, but for where its list begins."""
+    words = ["obatchctl", "jobs", *([f"--{owner}"] if owner else ())]
+    options = {"--state": state, "--label": label, "--limit": None if limit == _USUAL else str(limit)}
+    options["--since"] = None if since is None else datetime.fromtimestamp(since).isoformat(timespec="minutes")
+    return shlex.join([*words, *(word for name, one in options.items() if one is not None for word in (name, one))])
+
+
+def _list(document: Document, again: str = "obatchctl jobs") -> list[str]:
     jobs = document["jobs"]
     lines = [line for job in jobs for line in (*waits(job), *doubts(job))]
     left = counted(len(lines) - _DOUBTS_SHOWN, "more line")
     more = [f"… and {left}; obatchctl job JOB shows them"] * (len(lines) > _DOUBTS_SHOWN)
     if (last := document.get("next")) is not None:
-        more.append(f"older jobs:  obatchctl jobs --after {clean(last)}")
+        more.append(f"older jobs:  {clean(again)} --after {clean(last)}")
     return [*job_table(jobs), *lines[:_DOUBTS_SHOWN], *more] if jobs else ["No jobs."]
 
 

@@ -30,7 +30,8 @@ def render(status: Document) -> list[str]:
     lines += [click.style(line, fg="red") for reason in status["reasons"] for line in wrapped(reason, "  ! ")]
     lines += ["", *server_table(status["servers"], told=status["reasons"])]
     here = [server for server in status["servers"] if server["kind"] != "remote"]
-    if status["gpus"]["state"] != "ok" and (here or not status["servers"]):  # else nobody needs GPUs of this host
+    untold = status["gpus"]["state"] != "ok" and status["gpus"]["message"] not in status["reasons"]
+    if untold and (here or not status["servers"]):  # else nobody needs GPUs of this host
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
     if waiting := status.get("waiting_for_restart"):

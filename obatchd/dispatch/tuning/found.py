@@ -10,7 +10,7 @@ import msgspec
 from obatchd import log
 from obatchd.dispatch.tuning.doubts import doubt
 from obatchd.dispatch.tuning.ports import FactStore
-from obatchd.dispatch.tuning.search import LADDER, Tried, best_of, following
+from obatchd.dispatch.tuning.search import GAIN, LADDER, Tried, below, best_of, following
 from obatchd.dispatch.tuning.window import Mix
 from obatchd.jobs.model import Profile
 
@@ -64,6 +64,18 @@ class Found(msgspec.Struct):
         """The number that serves well, as far as it is known."""
         return self.chosen or (best_of(self.tried).slots if self.tried else self.start)
 
+    def used_of(self, slots: int, otherwise: int) -> int:
+        """How many of so many slots are used while nothing is measured: no more than serve well, if that is known."""
+        return min(slots, self.good if self.tried else otherwise)
+
+    def gains_from(self, slots: int) -> bool:
+        """Whether the good number may be worth a change from a smaller one."""
+        if slots >= self.good:
+            return False
+        return slots not in self.tried or self.tried[self.good].tokens_per_s >= (
+            (1 + GAIN) * self.tried[slots].tokens_per_s
+        )
+
     @property
     def slot_bytes(self) -> float:
         """Memory of one slot, from two loads with different numbers; 0 until there were two."""
@@ -97,6 +109,12 @@ class Found(msgspec.Struct):
     def following(self, memory_bytes: int) -> int | None:
         """The number to measure next, or None."""
         return following(self.start, self.tried, self.fitting(memory_bytes))
+
+    def smaller(self, memory_bytes: int) -> int | None:
+        """A number below the first one, where none was measured yet; the search needs it anyhow."""
+        if self.start not in self.tried or min(self.tried) < self.start:
+            return None
+        return below(self.start, self.fitting(memory_bytes))
 
     def compare_with(self, mix: Mix) -> None:
         """A window with answers of this mix is about to be noted: say for which mix all are compared from now on.

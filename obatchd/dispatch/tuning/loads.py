@@ -28,6 +28,7 @@ class Loads:
             return
         link.window = None
         seat, present = self._seats.of(link, server, profile), server.process_slots
+        server.use(present)  # so that fewer of them after the load are those of a model
         step = self._seats.steps.get(link.server.id)
         if step is not None and step.profile == profile:
             asked = [step.slots, step.good]
@@ -36,7 +37,7 @@ class Loads:
             asked = self._asked(seat, present)
         seat.turn.process_slots, seat.turn.asked_slots = 0 if server.fresh else present, asked[0]
         if not server.fresh and asked[0] != present:
-            self._seats.turns.changes(link)
+            self._seats.turns.changes(link, seat.key)
         server.prefer(tuple(dict.fromkeys(asked)))
 
     def _asked(self, seat: Seat, present: int) -> list[int]:
@@ -44,12 +45,13 @@ class Loads:
 
         It runs with those that the server has unless they are known not to fit, or its queue pays for a restart.
         """
-        good, known = seat.found.good, bool(seat.found.tried)
+        good = seat.found.good
         if seat.key in self._seats.single:
             return [present]
         if seat.server.fresh or present not in seat.found.fitting(seat.server.memory_bytes):
             return [good]
-        if known and present != good and not self._worth.against(seat.link, seat.turn, seat.key.profile):
+        pays = bool(seat.found.tried) and seat.found.gains_from(present)
+        if pays and not self._seats.changes_for(seat.key.profile) and not self._worth.against(seat.link, seat.key):
             return [good]
         return [present, good]
 
@@ -69,14 +71,15 @@ class Loads:
                 found.vram_bytes[slots] = server.vram_bytes
             if slots != turn.asked_slots:
                 self._seats.cannot(seat, turn.asked_slots, DOES_NOT_FIT)
+        same = turn.process_slots == slots
+        turn.used_slots = slots if step else found.used_of(slots, turn.used_slots if same else slots)
+        server.use(turn.used_slots)
         if not found.tried:
-            found.start = slots
-        if turn.session != profile:
-            turn.session = None
+            found.start = turn.used_slots
+        turn.trial = profile if step is not None else None
         if step is not None or turn.process_slots not in (0, slots):
-            self._seats.turns.changes(link)
+            self._seats.turns.changes(link, seat.key)
             turn.busy_s = now_s
-            turn.session = profile if step is not None else None
             link.watch.begin_again(forget_speed=True)
         if step is not None:
             turn.took_s = now_s - step.began_s
@@ -92,8 +95,8 @@ class Loads:
             return
         seat = self._seats.of(link, server, profile)
         turn = seat.turn
-        self._seats.turns.changes(link)
-        turn.session = None
+        self._seats.turns.changes(link, seat.key)
+        turn.trial = None
         turn.restarts = server.restarts
         if step.slots != step.good:
             self._seats.cannot(seat, step.slots, SERVER_DIED)
@@ -102,11 +105,11 @@ class Loads:
     def died(self, link: Link, turn: Turn, server: TunableServer) -> None:
         """A server ended unasked: where it did so with a number that was being tried, the good one is used again."""
         turn.restarts = server.restarts
-        profile, turn.session = turn.session, None
+        profile, turn.trial = turn.trial, None
         if profile is None or link.window is None:
             return
         seat, slots = self._seats.of(link, server, profile), link.window.slots
         link.window = None
-        if slots != seat.found.good:
+        if slots == server.process_slots and slots != seat.found.good:
             self._seats.cannot(seat, slots, SERVER_DIED)
             self._seats.kept.keep(seat.key)

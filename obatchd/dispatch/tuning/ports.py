@@ -13,7 +13,7 @@ class TunableServer(Protocol):
 
     id: str
     version: str  # of Ollama
-    slots: int  # that the loaded model has
+    slots: int  # that it uses of those of its process
     restarts: int  # runs that ended unasked
 
     @property
@@ -46,6 +46,9 @@ class TunableServer(Protocol):
 
     def first_slots(self, profile: Profile) -> int:
         """The slots for a profile that nothing was measured of."""
+
+    def use(self, slots: int) -> None:
+        """Use so many of the slots of its process from now on, until a load; a model may have fewer."""
 
     def prefer(self, slots: Sequence[int]) -> None:
         """Give the next load the first of these numbers of slots with which all fits."""

@@ -73,7 +73,7 @@ def following(start: int, tried: Mapping[int, Tried], fitting: Sequence[int]) ->
         return start
     if sum(one.windows for one in tried.values()) >= MOST_WINDOWS:
         return None
-    sides = ((max(tried), _above), (min(tried), _below))
+    sides = ((max(tried), _above), (min(tried), below))
     for end, further in sides:
         if end == start and (beyond := further(start, fitting)) is not None:
             return beyond
@@ -90,7 +90,7 @@ def _above(slots: int, fitting: Sequence[int]) -> int | None:
     return larger[-1] if larger else None
 
 
-def _below(slots: int, fitting: Sequence[int]) -> int | None:
+def below(slots: int, fitting: Sequence[int]) -> int | None:
     """Half as many, or the next smaller number."""
     smaller = [other for other in fitting if slots / 2 <= other < slots] or [o for o in fitting if o < slots][-1:]
     return smaller[0] if smaller else None
@@ -109,9 +109,9 @@ def _goes_on(speeds: Sequence[float]) -> bool:
 def _beside_best(tried: Mapping[int, Tried], fitting: Sequence[int]) -> int | None:
     """A number next to the best on the ladder that was not measured; first on the side that is faster further on."""
     best = best_of(tried).slots
-    above = next((slots for slots in fitting if slots > best), None)
-    below = next((slots for slots in reversed(fitting) if slots < best), None)
-    candidates = [slots for slots in (above, below) if slots is not None and slots not in tried]
+    larger = next((slots for slots in fitting if slots > best), None)
+    smaller = next((slots for slots in reversed(fitting) if slots < best), None)
+    candidates = [slots for slots in (larger, smaller) if slots is not None and slots not in tried]
 
     def beyond(slots: int) -> float:
         side = [other for other in tried if (other > best) == (slots > best) and other != best]

@@ -57,6 +57,25 @@ class Seats:
         found = self.kept.of(key, versions, start, server.memory_bytes)
         return Seat(link, server, key, found, self.turns.of(link))
 
+    def changes_for(self, profile: Profile) -> bool:
+        """Whether a server is about to get other slots for this profile."""
+        return any(step.profile == profile for step in self.steps.values())
+
+    def others_first(self, seat: Seat) -> bool:
+        """Whether another server, which does the same with fewer slots, gains more by other ones."""
+        return any(
+            other is not seat.link
+            and other.usable
+            and other.server.loaded == seat.key.profile
+            and (server := other.server.tuning) is not None
+            and server.device == seat.key.device
+            and server.process_slots < seat.server.process_slots
+            and seat.found.gains_from(server.process_slots)
+            and not server.beside_others
+            and not self.turns.rests(other)
+            for other in self._links.values()
+        )
+
     def measures_for(self, key: Key, link: Link) -> bool:
         """Whether this server measures for its kind: the first one does, until it has something else to do."""
         owner = self.measuring(key)

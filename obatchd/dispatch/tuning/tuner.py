@@ -1,8 +1,9 @@
 """Finds the slots with which the servers of one kind answer a profile fastest, on the batch work that waits anyway.
 
-One server measures for all of its kind. It gets other slots by a planned restart and a load, which the
-:class:`~obatchd.dispatch.switching.ProfileSwitcher` carries out as any other load, between requests. The steps of one
-search follow one another while its queue keeps the server busy; else a server gets other slots at most once an hour.
+One server at a time measures for all of its kind. It gets more slots by a planned restart and a load, which the
+:class:`~obatchd.dispatch.switching.ProfileSwitcher` carries out as any other load, between requests, at most once in
+``tune_pause_s``. A smaller number takes neither: the server leaves some of its slots free. So numbers below the one
+that it has are measured at once, and one that turns out to be too large is given back at once.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from obatchd.dispatch.link import Link
 from obatchd.dispatch.tuning.found import Found, Kept, Key
 from obatchd.dispatch.tuning.loads import Loads
 from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork, TunableServer
-from obatchd.dispatch.tuning.search import GAIN, best_of
+from obatchd.dispatch.tuning.search import best_of
 from obatchd.dispatch.tuning.seats import Seat, Seats, Step
 from obatchd.dispatch.tuning.turns import Turn, Turns
 from obatchd.dispatch.tuning.window import Window
 from obatchd.dispatch.tuning.worth import Worth
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
 _LOOK_S = 1.0
-_IDLE_S = 30.0  # a search is broken off when its server had free slots for so long
+_IDLE_S = 30.0  # a window is told to operators until its server had free slots for so long
 _WINDOW_S = 60.0
 _WINDOW_ANSWERS = 200
 _NO_WORK = "no server works on enough requests for it now"
@@ -52,6 +55,7 @@ class Tuner:
 
     _queue: JobQueue
     _links: Mapping[str, Link]
+    _settings: Current[Settings]
     _facts: FactStore
     _digests: Digests
     _interactive: InteractiveWork
@@ -65,8 +69,9 @@ class Tuner:
 
     def __attrs_post_init__(self) -> None:
         self.kept = Kept(self._facts)
-        self._worth = Worth(self._queue, self._links, self._interactive, self._clock)
-        self._seats = Seats(self._links, self._digests, self.kept, Turns(self._facts, self._clock))
+        turns = Turns(self._facts, self._clock, self._settings)
+        self._worth = Worth(self._queue, self._links, turns, self._interactive, self._clock)
+        self._seats = Seats(self._links, self._digests, self.kept, turns)
         self.loads = Loads(self._seats, self._worth, self._clock)
 
     # Once a second.
@@ -104,35 +109,74 @@ class Tuner:
             return
         if self._queue.more_than(profile, 0) or link.started >= link.server.slots:
             turn.busy_s = now_s
-        elif now_s - turn.busy_s > _IDLE_S:
-            turn.session = None
         if seat.found.chosen:
             self._adopt(seat)
         elif self._seats.measures_for(seat.key, link):
             self._search(seat)
+        self._use(seat)
+
+    @staticmethod
+    def _use(seat: Seat) -> None:
+        """Let the server work with the number that is measured, or as many of its slots as serve well."""
+        window, present = seat.link.window, seat.server.process_slots
+        slots = window.slots if window is not None else seat.found.used_of(present, seat.server.slots)
+        seat.turn.used_slots = slots
+        if slots != seat.server.slots:
+            seat.server.use(slots)
+        if window is not None and not window.settled and seat.link.started <= slots:
+            window.settle(frozenset(seat.link.offers))
 
     def _search(self, seat: Seat) -> None:
-        """Measure the present number, or go on to the next."""
-        link, found, slots = seat.link, seat.found, seat.link.server.slots
+        """Measure the next number, or see to it that the server gets as many slots."""
+        link, found, present = seat.link, seat.found, seat.server.process_slots
         if seat.server.beside_others:
             link.window = None
             self.waits[seat.key.fact] = f"other people's processes use the GPU of {link.server.id}"
             return
-        if link.window is not None and link.window.slots != slots:
-            link.window = None
         if link.window is not None and link.window.full:
             self._note(seat, link.window)
             link.window = None
         wanted = found.following(seat.server.memory_bytes)
+        if seat.turn.trial == seat.key.profile and present not in found.tried:
+            wanted = present  # it was given these slots for that
+        if wanted is not None and wanted > present and self._seats.turns.against(link, seat.key):
+            wanted = found.smaller(seat.server.memory_bytes) or wanted  # that takes no change
         if wanted is None:
             self._choose(seat)
-        elif slots not in found.tried or wanted == slots:
-            self.waits.pop(seat.key.fact, None)
-            link.window = link.window or Window(slots)
+        elif not found.tried or wanted <= present:
+            self._measure(seat, wanted if found.tried else seat.server.slots)
+        elif self._seats.others_first(seat):
+            self._seats.leave(seat.key)
         elif link.usable and not self._refused_lately(seat.turn):
-            measure_s = min(_WINDOW_S, _WINDOW_ANSWERS * link.mean_s / wanted)
-            if not self._change(seat, wanted, measure_s=measure_s) and self._is_slow(found, slots):
-                self._change(seat, found.good)  # what is left pays for no further step, but for the way back
+            measure_s = self._measure_s(link, wanted)
+            if not self._change(seat, wanted, measure_s=measure_s) and found.gains_from(present):
+                self._change(seat, found.good)  # what is left pays for no further step, but for a number known to gain
+
+    def _measure(self, seat: Seat, slots: int) -> None:
+        """Measure a number that takes no change, because the server has as many slots or more."""
+        link, server, key = seat.link, seat.server, seat.key
+        if slots < server.process_slots:
+            begun = link.window is not None and link.window.slots == slots
+            if not begun and self._refused_lately(seat.turn):
+                return
+            if begun and not self._queue.more_than(key.profile, 0):
+                link.window = None  # the next job is to have all slots
+                return
+            measure_s = 0.0 if begun else self._measure_s(link, slots)
+            if against := self._worth.against_fewer(link, key.profile, measure_s):
+                link.window = None
+                self._refuse(seat, against)
+                if begun:
+                    seat.turn.refused_s += _GAVE_WAY_S - _ASK_AGAIN_S
+                return
+        self.waits.pop(key.fact, None)
+        if link.window is None or link.window.slots != slots:
+            link.window = Window(slots, settled=server.slots == slots)
+
+    @staticmethod
+    def _measure_s(link: Link, slots: int) -> float:
+        """How long a window takes at most, about."""
+        return min(_WINDOW_S, _WINDOW_ANSWERS * link.mean_s / slots)
 
     def _note(self, seat: Seat, window: Window) -> None:
         found = seat.found
@@ -161,48 +205,43 @@ class Tuner:
         self._adopt(seat)
 
     def _adopt(self, seat: Seat) -> None:
-        """Give a server the number that was found, where that gains something."""
-        link, found = seat.link, seat.found
+        """Give a server the number that was found, where it has fewer and that gains something."""
+        link = seat.link
         link.window = None
-        if link.server.slots == found.chosen or seat.server.beside_others or not link.usable:
+        if not seat.found.gains_from(seat.server.process_slots) or seat.server.beside_others or not link.usable:
             return
-        if self._refused_lately(seat.turn):
-            return
-        if link.server.slots not in found.tried or self._is_slow(found, link.server.slots):
-            self._change(seat, found.chosen)
+        if not self._refused_lately(seat.turn) and not self._seats.others_first(seat):
+            self._change(seat, seat.found.chosen)
 
     def _refused_lately(self, turn: Turn) -> bool:
         return self._clock.monotonic() - turn.refused_s < _ASK_AGAIN_S
 
-    @staticmethod
-    def _is_slow(found: Found, slots: int) -> bool:
-        """Whether the good number is known to be worth a change from this one."""
-        return found.tried[found.good].tokens_per_s >= (1 + GAIN) * found.tried[slots].tokens_per_s
+    def _refuse(self, seat: Seat, against: str) -> None:
+        seat.turn.refused_s = self._clock.monotonic()
+        self.waits[seat.key.fact] = against
+        self._seats.leave(seat.key)  # another server may
 
     def _change(self, seat: Seat, slots: int, *, measure_s: float = 0.0) -> bool:
         """Begin a change if it is worth it: the server is emptied, then restarted and loaded by the switcher.
 
         One that is to be measured for ``measure_s`` may have to be taken back. False: it is not worth it now.
         """
-        link, key, turn, now_s = seat.link, seat.key, seat.turn, self._clock.monotonic()
-        together = any(step.profile == key.profile for step in self._seats.steps.values())
-        if together or not link.requests_done:  # how long an answer takes is not known yet
+        link, key = seat.link, seat.key
+        if self._seats.changes_for(key.profile) or not link.requests_done:  # how long an answer takes is not known yet
             return True
-        if against := self._worth.against(link, turn, key.profile, measure_s=measure_s):
-            turn.refused_s = now_s
-            self.waits[key.fact] = against
-            self._seats.leave(key)  # another server may
+        if against := self._worth.against(link, key, measure_s=measure_s):
+            self._refuse(seat, against)
             return False
         self.waits.pop(key.fact, None)
         found = seat.found
         if slots not in found.tried:
             found.begun[slots] = found.begun.get(slots, 0) + 1
             self.kept.keep(key)  # if the daemon ends in this step, its next start uses the good number
-        self._seats.steps[link.server.id] = Step(key.profile, slots, found.good, now_s)
+        self._seats.steps[link.server.id] = Step(key.profile, slots, found.good, self._clock.monotonic())
         link.window = None
         link.switching_to = key.profile
         _log.info(
-            "slots_change", server=link.server.id, model=key.profile.model, old=link.server.slots, new=slots,
+            "slots_change", server=link.server.id, model=key.profile.model, old=seat.server.process_slots, new=slots,
             in_flight=len(link.offers),
         )  # fmt: skip
         return True

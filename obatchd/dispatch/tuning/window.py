@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import NamedTuple
 
 from obatchd.dispatch.protocol import ResultItem
@@ -33,21 +34,32 @@ class Window:
 
     Time is slot time: an answer that kept one of eight slots for 8 s is one second of the server. So pauses in which
     slots were free count nothing, wherever they lie. Slots that are kept free for people count as what they are: idle.
+
+    Where a server works with another number since just now, ``settled`` is false: what is in flight ran beside more or
+    fewer than that, so it does not count.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, *, settled: bool = True) -> None:
         self.slots = slots
         self.full = False
+        self.settled = settled
+        self._before: Set[tuple[int, int]] = frozenset()  # jobs and lines that do not count
         self._samples: list[_Sample] = []
         self._slot_s = 0.0
         self._busy = 0  # slots, summed over the answers
         self._least = max(_LEAST_ANSWERS, _LEAST_OF_A_SLOT * slots)
+
+    def settle(self, in_flight: Set[tuple[int, int]]) -> None:
+        """No more are at work than belong to it: from now on answers count, but for these, by job and line."""
+        self.settled, self._before = True, in_flight
 
     def add(self, item: ResultItem, slot_s: float, kept: int = 0) -> None:
         """An answer that occupied slots for ``slot_s`` in all; one beside a free slot says nothing, nor do vectors.
 
         ``kept`` slots are not given to batches: they may be free.
         """
+        if not self.settled or (self._before and (item.job, item.line) in self._before):
+            return
         if self.full or item.active < max(1, self.slots - kept) or item.vectors or slot_s <= 0:
             return
         self._busy += min(item.active, self.slots)

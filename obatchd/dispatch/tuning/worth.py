@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from obatchd.dispatch.link import Link
+from obatchd.dispatch.tuning.found import Key
 from obatchd.dispatch.tuning.ports import Clock, InteractiveWork
-from obatchd.dispatch.tuning.turns import BETWEEN_S, Turn
+from obatchd.dispatch.tuning.turns import Turn, Turns
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
@@ -26,34 +27,44 @@ class Worth:
 
     _queue: JobQueue
     _links: Mapping[str, Link]
+    _turns: Turns
     _interactive: InteractiveWork
     _clock: Clock
 
-    def against(self, link: Link, turn: Turn, profile: Profile, *, measure_s: float = 0.0) -> str:
+    def against(self, link: Link, key: Key, *, measure_s: float = 0.0) -> str:
         """Why the server gets no other slots now, in words; empty where it may.
 
-        ``measure_s`` is the time for which the change is to be watched: then it may have to be taken back, too.
+        ``measure_s`` is the time for which the change is to be watched: then it may have gained nothing.
         """
+        if not self._interactive.waits() and (early := self._turns.against(link, key)):
+            return early
+        cost_s = self._cost_s(link, self._turns.of(link))
+        need_s = PAYS * cost_s * (2 if measure_s else 1) + measure_s
+        return self._against(link, key.profile, need_s, "a change pays")
+
+    def against_fewer(self, link: Link, profile: Profile, measure_s: float) -> str:
+        """Why the server may not work with fewer of its slots for ``measure_s``, in words; empty where it may.
+
+        That takes no reload, and costs about half of that time: as many slots or more are at work as half of the best.
+        """
+        return self._against(link, profile, PAYS * measure_s / 2, "measuring fewer slots pays")
+
+    def _against(self, link: Link, profile: Profile, need_s: float, what_pays: str) -> str:
         if self._interactive.waits():
             return "somebody waits for an answer"
-        since_s = self._clock.monotonic() - turn.changed_s
-        if turn.session != profile and since_s < BETWEEN_S:
-            left = duration(max(60.0, BETWEEN_S - since_s))
-            return f"a server gets other slots at most once an hour; {link.server.id} may in {left}"
         serving = [other for other in self._links.values() if other.server.ready and other.server.loaded == profile]
         if link not in serving:
             serving.append(link)
         slots = sum(other.server.slots for other in serving)
         mean_s = self._mean_s(link, serving)
         queue_s = self._queue.waiting(profile) * mean_s / slots
-        need_s = PAYS * self.cost_s(link, turn) * (2 if measure_s else 1) + measure_s
         if queue_s < need_s:
-            return f"what waits takes {duration(queue_s)}, and a change pays from {duration(need_s)} on"
+            return f"what waits takes {duration(queue_s)}, and {what_pays} from {duration(need_s)} on"
         if self._disturbs(self._queue.lanes_of_profile(profile), mean_s / slots, queue_s):
             return "a job that ends within an hour is in its first ten minutes"
         return ""
 
-    def cost_s(self, link: Link, turn: Turn) -> float:
+    def _cost_s(self, link: Link, turn: Turn) -> float:
         """Seconds of the server that a change costs: half an answer until it is empty, the restart, the load."""
         return turn.took_s or (link.server.load_s or 0.0) + _RESTART_S + link.mean_s / 2
 

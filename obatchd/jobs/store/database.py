@@ -117,6 +117,11 @@ class Database:
         """Rows that are read beside the writer."""
         return self._seen(query, *given)
 
+    def written(self) -> tuple[object, int]:
+        """Equal to one of before as long as nobody has written since (sqlite.org/pragma.html#pragma_data_version)."""
+        [[version]] = self._seen("PRAGMA data_version")
+        return self._reader, version  # versions of two connections cannot be compared
+
     def _seen(self, query: str, *given: Any) -> list[Any]:
         """Rows that are read beside the writer."""
         with self._read_lock:

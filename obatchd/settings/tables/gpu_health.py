@@ -171,10 +171,12 @@ class BurninSettings(Section):
         20, "From so many answers a burn-in learns the right output of a GPU, before it checks it.", ge=3, le=1000
     )
     slower_warn_percent: Live[Percent] = setting(
-        5, "A burn-in warns about a GPU that makes so many percent fewer tokens per second than GPUs like it."
+        5,
+        "A burn-in warns about a GPU that is so many percent slower than GPUs like it: in tokens, matrix products, "
+        "bytes of memory, or bytes over a link per second.",
     )
     slower_fail_percent: Live[Percent] = setting(
-        10, "A burn-in fails a GPU that makes so many percent fewer tokens per second than GPUs like it."
+        10, "A burn-in fails a GPU that is so many percent slower than GPUs like it, in any of these."
     )
     stress_power_percent: Live[Percent] = setting(
         75,
@@ -192,6 +194,18 @@ class BurninSettings(Section):
     )
     least_seen_percent: Live[Percent] = setting(
         95, "A burn-in judges no GPU whose readings cover less of the run than this."
+    )
+    covered_percent: Live[Percent] = setting(
+        95,
+        "A burn-in passes a GPU only with low stress when less of the memory that was free was written and read back.",
+    )
+    memory_percent: Live[Percent] = setting(
+        95, "How much of the memory that is free the load memory of a burn-in writes and reads back."
+    )
+    stress_memory_mib: Live[Count] = setting(
+        4096,
+        "A burn-in ends the process that loads a GPU with products and patterns when that takes more of the host's "
+        "memory, in MiB.",
     )
     keep_runs: Live[Count] = setting(100, "obatchd keeps the journals of so many burn-ins, the newest ones.")
     keep_days: Live[Count] = setting(400, "obatchd deletes a burn-in so long after its end, with its report.")

@@ -64,7 +64,9 @@ def _somebody(entry: str) -> str:
     return entry
 
 
-AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low", "drop_changed", "job_done"]
+AlarmKind = Literal[
+    "quarantine", "gpus_unknown", "server_failed", "burn_in_finished", "disk_low", "drop_changed", "job_done"
+]
 
 
 class AlarmSettings(Section):
@@ -83,7 +85,8 @@ class AlarmSettings(Section):
     )
     timeout_s: Live[Positive] = setting(30, "Longest time of one run or post; then it is ended.")
     on: Live[list[AlarmKind]] = setting(
-        ["quarantine", "server_failed", "burn_in_finished", "disk_low", "drop_changed"], "Which alarms are told."
+        ["quarantine", "gpus_unknown", "server_failed", "burn_in_finished", "disk_low", "drop_changed"],
+        "Which alarms are told.",
     )
 
 

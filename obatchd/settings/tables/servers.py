@@ -107,6 +107,13 @@ class ServerSettings(Section):
         'With slots = "auto" obatchd tries more and fewer slots, from 1 to 64, on the work of long jobs, and keeps the '
         "number with the most tokens per second; obatchctl servers --tuning shows them.",
     )
+    tune_pause_s: Live[float] = setting(
+        3600,
+        "How long after a change of its slots a server keeps them, and no other server with the same kind of GPU gets "
+        "other slots for the same model; each change restarts a server.",
+        ge=1,
+        le=7 * 86_400,
+    )
     cpu_servers: int = setting(
         1,
         "How many servers on the CPU obatchd starts where there is no GPU and no server in ollama_instances.",

@@ -92,7 +92,7 @@ class _FarPlace:
         if not connection.broken:
             return self._place.ended(end)
         words = f"is lost with its connection: {connection.broken}"
-        pause_s = self._place.ended(End(words, end.lived_s, HOST))
+        pause_s = self._place.ended(End(words, end.lived_s, host=HOST))
         return None if pause_s is None else 0.0
 
 

@@ -130,7 +130,10 @@ function Page({ at }) {
   }, []);
   useEffect(() => {
     document.title = `${VIEWS[at.view]}${at.which && ` ${at.which}`} – obatchd`;
-    if (shown.current !== `${at.view}/${at.which}`) main.current.focus();
+    if (shown.current !== `${at.view}/${at.which}`) {
+      main.current.focus({ preventScroll: true });
+      scrollTo(0, 0);
+    }
     shown.current = `${at.view}/${at.which}`;
   }, [at.view, at.which]);
   const silent = now.problem !== '' || (running && Date.now() - now.asked > SLOW_MS); // not where a tab only slept

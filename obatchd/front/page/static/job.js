@@ -24,7 +24,7 @@ function Failures({ job, choose }) {
 
 const FACTS = [
   ({ model }) => model && visible(model), ({ server }) => server && visible(server), ({ duration_s: duration }) => duration && `${duration.toFixed(1)} s`,
-  ({ response_tokens: tokens, prompt_tokens: before }) => tokens > 0 && `${counted(tokens, 'token')} for ${number(before)}`,
+  ({ response_tokens: tokens, prompt_tokens: before }) => tokens > 0 && `${counted(tokens, 'token')} of answer, ${number(before)} of prompt`,
   ({ attempts }) => attempts > 1 && `${attempts} attempts`, ({ truncated }) => truncated && 'cut at the token limit',
 ];
 

@@ -1,8 +1,8 @@
 // What was measured over time: history of the GPUs and of the work, and burn-ins.
-import { html, useState } from './vendor/standalone.module.js';
+import { html, useRef, useState } from './vendor/standalone.module.js';
 import { get, save } from './api.js';
 import { Plot } from './plot.js';
-import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words } from './parts.js';
+import { Bar, NONE, Said, State, Table, counted, date, gib, lasting, number, rate, time, useLook, visible, words, WORDS } from './parts.js';
 
 const SPANS = { '1h': '1 hour', '24h': '24 hours', '48h': '48 hours', '90d': '90 days' };
 const HISTORY = [
@@ -36,10 +36,12 @@ function known(gpus, work) {
 export function History() {
   const [{ span, gpu }, set] = useState(chosen);
   const choose = (part) => { Object.assign(chosen, part); set({ ...chosen }); };
-  const { data, problem } = useLook(`history ${span}`, async () => {
+  const latest = useRef(null); // another span is shown when it is there: until then what is open stays open
+  const { data: found, problem } = useLook(`history ${span}`, async () => {
     const [gpus, work] = await Promise.all([get('/gpu-history', { span }), get('/work-history', { span })]);
     return known(gpus, work);
   }, 60);
+  const data = latest.current = found || latest.current;
   const tools = html`<div class="tools"><div role="group" aria-label="How far back">${Object.entries(SPANS).map(([name, word]) =>
     html`<button class="chip" aria-pressed=${span === name} onClick=${() => choose({ span: name })}>${word}</button>`)}</div>
     ${data && data.gpus.gpus.length > 1 && html`<label>GPU <select value=${gpu} onChange=${(event) => choose({ gpu: event.target.value })}><option value="">all</option>${
@@ -55,7 +57,7 @@ export function History() {
   const plots = HISTORY.filter(([name]) => shown.some((each) => seen(each[name])));
   const busy = WORK.filter(([name]) => seen(work.host[name]));
   return html`${tools}${problem && html`<p class="is-bad">${problem}</p>`}
-    <div class="plots">${busy.map(([name, title]) => html`<${Plot} key=${name} title=${title} at=${work.at_s} lines=${[{ name: 'all servers', values: work.host[name] }]} />`)}
+    <div class=${`plots ${found ? '' : 'coming'}`} aria-busy=${!found}>${busy.map(([name, title]) => html`<${Plot} key=${name} title=${title} at=${work.at_s} lines=${[{ name: 'all servers', values: work.host[name] }]} />`)}
     ${plots.map(([name, title, by]) => html`<${Plot} key=${name} title=${title} at=${gpus.at_s} marks=${marks}
       lines=${shown.map((each) => ({ name: nameOf(each), values: scaled(each[name], by), place: gpus.gpus.indexOf(each) }))} />`)}</div>
     ${!plots.length && !busy.length && html`<p class="quiet">Nothing is known of this time yet: the first minute comes two minutes after the start.</p>`}
@@ -65,6 +67,7 @@ export function History() {
 
 const SERIES = [['tokens_per_s', 'Tokens/s', 1], ['temp_c', 'Temperature, °C', 1], ['power_w', 'Power, W', 1], ['utilisation_percent', 'Load, %', 1],
   ['clock_mhz', 'Clock, MHz', 1], ['memory_used_bytes', 'Memory, GiB', 2 ** 30], ['memory_temp_c', 'Temperature of the memory, °C', 1],
+  ['operations_per_s', 'Matrix products, TFLOP/s', 1e12], ['checked_bytes_per_s', 'Memory read back, GB/s', 1e9], ['covered_bytes', 'Memory covered in the phase, GiB', 2 ** 30],
   ['throttled_percent', 'Throttled, % of the time', 1], ['errors_uncorrected', 'Uncorrected memory errors since the beginning', 1], ['errors_corrected', 'Corrected memory errors since the beginning', 1]];
 
 const VERDICTS = [
@@ -77,6 +80,24 @@ const VERDICTS = [
   { name: 'Memory, GiB', kind: 'n wide', by: (gpu) => gpu.stress.vram_bytes, cell: (gpu) => gib(gpu.stress.vram_bytes) },
   { name: 'Output checks', kind: 'n wide', by: (gpu) => gpu.canary.mismatches, cell: (gpu) => (gpu.canary.state === 'on' ? `${number(gpu.canary.checks)}, ${number(gpu.canary.mismatches)} wrong` : NONE) },
 ];
+// Loads beside the model: matrix products, patterns in memory, links. Reports of earlier versions have none.
+const fastest = (gpu) => gpu.stress_loads.products.filter((each) => each.operations_per_s !== null).sort((a, b) => b.operations_per_s - a.operations_per_s)[0];
+const linkOf = (gpu, peers) => gpu.stress_loads.links.filter((link) => (link.kind === 'to_peer') === peers).sort((a, b) => a.bytes_per_s - b.bytes_per_s)[0];
+const inUnit = (value, unit) => (value === undefined || value === null ? NONE : rate(value / unit));
+const wrongOf = ({ stress_loads: loads }) => loads.wrong_tiles + loads.wrong_words;
+const STRESSED = [
+  { name: 'GPU', by: (gpu) => gpu.index, cell: (gpu) => html`<b>${gpu.index}</b>` },
+  { name: 'TFLOP/s', kind: 'n', by: (gpu) => fastest(gpu)?.operations_per_s, cell: (gpu) => html`${inUnit(fastest(gpu)?.operations_per_s, 1e12)} <span class="quiet">${fastest(gpu)?.precision}</span>` },
+  { name: 'Memory, GB/s', kind: 'n wide', by: (gpu) => gpu.stress_loads.memory?.bytes_per_s, cell: (gpu) => inUnit(gpu.stress_loads.memory?.bytes_per_s, 1e9) },
+  { name: 'Covered, GiB', kind: 'n', by: (gpu) => gpu.stress_loads.memory?.covered_bytes, cell: (gpu) => gib(gpu.stress_loads.memory?.covered_bytes) },
+  { name: 'of what was free, %', kind: 'n wide', by: (gpu) => gpu.stress_loads.memory?.covered_percent, cell: (gpu) => number(gpu.stress_loads.memory?.covered_percent) },
+  { name: 'Host, GB/s', kind: 'n', by: (gpu) => linkOf(gpu, false)?.bytes_per_s, cell: (gpu) => inUnit(linkOf(gpu, false)?.bytes_per_s, 1e9) },
+  { name: 'Peers, GB/s', kind: 'n', by: (gpu) => linkOf(gpu, true)?.bytes_per_s, cell: (gpu) => inUnit(linkOf(gpu, true)?.bytes_per_s, 1e9) },
+  { name: 'Wrong', kind: 'n', by: wrongOf, cell: (gpu) => html`<span class=${wrongOf(gpu) ? 'is-bad' : ''}>${number(wrongOf(gpu))}</span>` },
+];
+const wrongPlaces = ({ stress_loads: loads }) => (!loads.wrong.length && !loads.ended ? null : html`${loads.wrong.slice(0, 4).map((each) => html`<span class="is-bad">${visible(each.place)}</span> <span class="quiet">${visible(each.pattern)}: ${each.found}, not ${each.expected} (${time(each.at)})</span><br />`)}${visible(loads.ended)}`);
+const wasStressed = (gpu) => gpu.stress_loads && (gpu.stress_loads.products.length || gpu.stress_loads.memory || gpu.stress_loads.links.length);
+
 // Without anything to do, the action is one word.
 const reasonsOf = (gpu) => (!gpu.reasons.length ? null : html`${gpu.reasons.slice(0, 4).map((reason) => html`<span class=${reason.consequence === 'fail' ? 'is-bad' : reason.consequence === 'note' ? '' : 'is-warn'}>
   ${reason.consequence}: ${visible(reason.text)}${reason.at ? ` (${time(reason.at)})` : ''}</span><br />`)}${gpu.action.includes(' ') && html`<b>Next:</b> <${Said} text=${gpu.action} />`}`);
@@ -102,10 +123,11 @@ export function Burnin({ which, page }) {
   if (!run) return html`<p>No burn-in ran here yet.</p>${start}`;
   const elapsed = live ? page.status.burnin.elapsed_s : report?.elapsed_s, asked = report?.asked_s ?? series?.asked_s;
   const said = [problem, ofReport].filter(Boolean).join('; ');
-  return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${report.verdict} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
+  return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${WORDS[report.verdict]} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
     ${said && html`<p class="is-bad">${visible(said)}</p>`}
-    ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report ? `, ${report.state}` : ''}`} /></div>`}
+    ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report && report.state !== 'loading' ? `, ${report.state}` : ''}${live && page.status.burnin.loads?.length ? `: ${page.status.burnin.loads.join(' + ')}` : ''}`} /></div>`}
     ${report && html`<${Table} caption="Verdicts" columns=${VERDICTS} rows=${report.gpus} id=${(gpu) => gpu.uuid} note=${reasonsOf} />`}
+    ${report?.gpus.some(wasStressed) && html`<h2>Matrix products, memory, links</h2><${Table} caption="Matrix products, memory, links" columns=${STRESSED} rows=${report.gpus} id=${(gpu) => gpu.uuid} note=${wrongPlaces} />`}
     ${series && html`<div class="plots">${SERIES.filter(([name]) => series.gpus.some((gpu) => seen(gpu[name]))).map(([name, title, by]) => html`<${Plot} key=${`${run} ${name}`} title=${title} at=${series.at_s}
       lines=${series.gpus.map((gpu, place) => ({ name: nameOf(gpu), values: scaled(gpu[name], by), place }))} />`)}</div>`}
     <p>${report && html`<button class="small" onClick=${() => save(`/burnin/reports/${run}`, `burnin-${run}.json`).catch((error) => alert(words(error)))}>Save the report</button> `}

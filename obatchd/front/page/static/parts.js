@@ -24,7 +24,7 @@ export function size(bytes) {
 
 export function lasting(seconds) {
   if (seconds === null || seconds === undefined) return NONE;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 100) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return `${minutes} min`;
   const hours = Math.floor(minutes / 60);
@@ -55,7 +55,7 @@ const KINDS = {
   warn: 'warn', degraded: 'warn', paused: 'warn', PASS_LOW_STRESS: 'warn', INCONCLUSIVE: 'warn', backoff: 'warn', 'with failures': 'warn',
   quarantine: 'bad', quarantined: 'bad', failed: 'bad', FAIL: 'bad', refused: 'bad', damaged: 'bad', expired: 'bad',
 };
-const WORDS = { PASS_LOW_STRESS: 'pass, low stress', INCONCLUSIVE: 'inconclusive', PASS: 'pass', FAIL: 'fail' };
+export const WORDS = { PASS_LOW_STRESS: 'pass, low stress', INCONCLUSIVE: 'inconclusive', PASS: 'pass', FAIL: 'fail' };
 /** A state as a shape and a word, with a colour beside. */
 export const State = ({ of, word }) => {
   const kind = KINDS[of] || 'soft';

@@ -3,11 +3,11 @@ import { html, Component } from './vendor/standalone.module.js';
 import { date, number, time, visible } from './parts.js';
 
 const HEIGHT = 190, ROWS = 48;
-// Light: those of the report of a burn-in (M. A. Petroff, arXiv:2107.02270). Dark: found by a search for the largest least
-// distance under Machado's simulations of colour blindness: 36, and 30 without red, green or blue cones (ΔE*ab), at a
-// contrast of 4 and more. From the ninth line on, the same colours with dashes.
+// Light: those of the report of a burn-in. Both found by a search for the largest least distance (ΔE*ab 41 and 36; 31 and 30
+// under Machado's simulations of eyes without red, green or blue cones) at a contrast of at least 3.3 and 4 on the ground. From
+// the ninth line on, the same colours with dashes.
 const COLOURS = {
-  light: ['#1845fb', '#ff5e02', '#c91f16', '#c849a9', '#adad7d', '#86c8dd', '#578dff', '#656364'],
+  light: ['#5a00ff', '#ff4b0f', '#780f87', '#3c9669', '#871e00', '#e13cf0', '#2d4b4b', '#b478b4'],
   dark: ['#735dff', '#fec208', '#56f7f9', '#d6433c', '#9ed9a1', '#c597fd', '#b55893', '#fefa8e'],
 };
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
@@ -15,7 +15,17 @@ const darkness = matchMedia('(prefers-color-scheme: dark)');
 const values = (line) => line.values.filter((value) => value !== null && value !== undefined);
 const short = (value) => number(value, value !== null && Math.abs(value) < 10 && value % 1 ? 1 : 0);
 
-const amount = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(4))} k` : String(Number(value.toPrecision(4))));
+/** The numbers at an axis, all in thousands where one has to be. */
+const amounts = (all) => {
+  const by = Math.max(...all.map(Math.abs)) >= 10000 ? 1000 : 1;
+  return all.map((value) => `${Number((value / by).toPrecision(4))}${by > 1 && value ? ' k' : ''}`);
+};
+
+/** The places of values that stand alone, which no line goes through. */
+const alone = (plot, series) => plot.data[series].reduce((found, value, at, all) => {
+  if ((value ?? null) !== null && (all[at - 1] ?? null) === null && (all[at + 1] ?? null) === null) found.push(at);
+  return found;
+}, []);
 
 export class Plot extends Component {
   constructor() {
@@ -42,8 +52,12 @@ export class Plot extends Component {
 
   componentDidUpdate(before) {
     const same = before.lines.length === this.props.lines.length && before.lines.every((line, at) => line.name === this.props.lines[at].name);
-    if (same && this.plot) this.plot.setData(this.data());
-    else this.make();
+    if (!same || !this.plot) return void this.make();
+    const { min, max } = this.plot.scales.x, { at } = this.props, step = at[1] - at[0];
+    const zoomed = min > before.at[0] || max < before.at.at(-1);
+    const goesOn = zoomed && Math.abs(at[0] - before.at[0]) <= 2 * step && step === before.at[1] - before.at[0];
+    this.plot.setData(this.data(), !goesOn);
+    if (goesOn) this.plot.redraw();
   }
 
   /** The whole of the time ends with the latest mark, which may be newer than the latest values. */
@@ -62,28 +76,29 @@ export class Plot extends Component {
   make() {
     this.plot?.destroy();
     const style = getComputedStyle(this.box), ink = style.getPropertyValue('--soft').trim(), rule = style.getPropertyValue('--rule').trim();
-    const font = `11px ${style.fontFamily}`;
+    const family = style.fontFamily, font = `11px ${family}`;
     const axis = { stroke: ink, font, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
     const colours = COLOURS[darkness.matches ? 'dark' : 'light'];
     this.plot = new uPlot({
-      width: Math.max(200, this.box.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
+      width: Math.max(200, this.box.clientWidth), height: HEIGHT, padding: [15, null, null, null], legend: { show: false }, cursor: { drag: { x: true, y: false }, points: { show: false } },
       scales: { x: { range: (_, first, last) => this.until(first, last) }, y: { range: (_, low, high) => (low === null ? [0, 1] : [Math.min(0, low), Math.max(high * 1.05, high > 0 ? 0 : 1, 0.001)]) } },
-      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52, values: (_, splits) => splits.map(amount) }],
+      axes: [{ ...axis, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)), space: 70, size: 26 }, { ...axis, size: 52, values: (_, splits) => amounts(splits) }],
       series: [{}, ...this.props.lines.map((line, at) => {
         const place = line.place ?? at;
-        return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false } };
+        return { label: line.name, stroke: colours[place % 8], dash: DASHES[Math.floor(place / 8) % DASHES.length], width: 1.3, points: { show: false, filter: alone, size: 5 } };
       })],
-      hooks: { draw: [(plot) => this.draw(plot, ink, font)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
+      hooks: { draw: [(plot) => this.draw(plot, ink, family)], setCursor: [(plot) => this.told(plot.cursor.idx)] },
     }, this.data(), this.box);
     this.keys(colours);
   }
 
   /** The marks of events: a line and its number. */
-  draw(plot, ink, font) {
+  draw(plot, ink, family) {
     const { ctx, bbox } = plot;
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = ink;
-    ctx.font = font;
+    [ctx.textAlign, ctx.textBaseline] = ['center', 'alphabetic'];
+    ctx.font = `${11 * devicePixelRatio}px ${family}`; // uPlot scales its own
     ctx.setLineDash([2, 3]);
     let last = Infinity; // the latest come first
     for (const { at_s: at, mark } of this.props.marks || []) {
@@ -93,7 +108,8 @@ export class Plot extends Component {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      if (last - x > 16 * devicePixelRatio) ctx.fillText(String(mark), (last = x) + 2, bbox.top + 10 * devicePixelRatio);
+      if (last - x <= 16 * devicePixelRatio) continue;
+      ctx.fillText(mark, (last = x), bbox.top - 3 * devicePixelRatio); // above: it is lost among many lines
     }
     ctx.restore();
   }
@@ -139,7 +155,7 @@ export class Plot extends Component {
 
 function label(at, step) {
   const when = new Date(at * 1000), two = (value) => String(value).padStart(2, '0');
-  if (step >= 86400) return `${when.getDate()}.${when.getMonth() + 1}.`;
+  if (step >= 86400) return date(when).split(',')[0];
   const clock = `${two(when.getHours())}:${two(when.getMinutes())}`;
   return step < 60 ? `${clock}:${two(when.getSeconds())}` : clock;
 }

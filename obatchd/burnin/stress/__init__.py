@@ -1,0 +1,1 @@
+"""Loads for a whole card: checked matrix products, memory patterns, links."""

@@ -1,0 +1,1 @@
+"""Programs of other people as loads: gpu-burn and the diagnostics of NVIDIA DCGM."""
