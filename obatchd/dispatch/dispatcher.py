@@ -182,7 +182,7 @@ class Dispatcher:
         if await set_within(patience_s, link.server.idle):
             return
         _log.info("requests_moved", server=link.server.id, requests=len(link.offers), reason=reason)
-        self.give_up(link, Cause.SERVER_WITHDRAWN.fault(f"{reason}; another one answers"), 0.0)
+        self.give_up(link, Cause.SERVER_WITHDRAWN.fault(reason), 0.0)
         await set_within(_MOVED_S, link.server.idle)
 
     def release(self, link: Link) -> None:
