@@ -78,7 +78,7 @@ class WorkerKeeper:
 
         A busy one speaks every second, and is asked all the same: so it tells what it holds, as of that moment.
         """
-        if link.worker is None or not link.offers:
+        if link.worker is None or not (link.offers or link.full):
             link.unheard_ticks = 0
             return
         link.unheard_ticks += 1

@@ -176,14 +176,9 @@ class Offering:
             return
         link.configure()
         settings = self._settings.value.dispatch
-        items, spoiled = [], set[int]()
-        for taken in batch:
+        items = []
+        for taken in self._introduced(link, link.worker, batch):
             lane, pending = taken.lane, taken.pending
-            if lane.job not in link.contexts and (lane.job in spoiled or not self._introduce(link.worker, lane.job)):
-                spoiled.add(lane.job)
-                self._queue.give_back(taken)
-                continue
-            link.contexts.add(lane.job)
             link.give((lane.job, pending.line), Offered(taken))
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
@@ -214,6 +209,24 @@ class Offering:
                 return batch[:count]
             size_bytes += len(taken.pending.raw) + len(taken.pending.prepared)
         return batch
+
+    def _introduced(self, link: Link, worker: WorkerHandle, batch: list[Taken]) -> list[Taken]:
+        """Make the jobs of ``batch`` known to a worker; the requests that may follow, because it knows theirs.
+
+        The others go back: no message can hold the settings of their job, or these are so large that they have to leave
+        first.
+        """
+        unknown = {taken.lane.job for taken in batch} - link.contexts
+        if not unknown:
+            return batch
+        for job in sorted(unknown):
+            if not link.full and self._introduce(worker, job):
+                link.contexts.add(job)
+                link.full = worker.is_full
+        for taken in reversed(batch):
+            if link.full or taken.lane.job not in link.contexts:
+                self._outcomes.requeue(taken)
+        return [] if link.full else [taken for taken in batch if taken.lane.job in link.contexts]
 
     def _introduce(self, worker: WorkerHandle, job: int) -> bool:
         """Make a job known to a worker. One whose settings no message can hold ends by that, and keeps up nobody."""

@@ -134,6 +134,7 @@ class FakeWorker:
         self.lost_host = ""  # what its end says
         self.pid = 4711
         self.is_full = False
+        self.fills = False  # the settings of one job are enough for it to be full
         self.listener: Drained | None = None
 
     def listen(self, listener: Drained) -> None:
@@ -145,6 +146,8 @@ class FakeWorker:
         if self.losing:
             return True
         match message:
+            case protocol.JobContext():
+                self.is_full = self.fills
             case protocol.Ping(offered):
                 if self.answers_pings:
                     progress = protocol.Progress(1, 1, 0.0, len(self.held), self.got, offered, self.got)

@@ -12,6 +12,7 @@ import pytest
 from dispatch_support import CRASH, SMALL, Make, Port, Rig, rigs, settle
 
 from obatchd.dispatch import keeper as keeper_module
+from obatchd.dispatch import protocol
 from obatchd.dispatch.events import INTERRUPTED
 from obatchd.dispatch.interactive.lease import Question
 from obatchd.dispatch.trials import Suspicion
@@ -265,6 +266,26 @@ async def test_one_message_holds_no_more_large_requests_than_a_channel_takes(mak
     rig.dispatcher.wake()
     await settle()
     assert list(worker.held) == [(1, line) for line in range(1, 19)]
+
+
+async def test_settings_of_jobs_that_fill_the_way_leave_before_anything_else(make: Make) -> None:
+    rig = await make(slots=8)
+    port, worker = rig.ports["gpu0"], rig.worker("gpu0")
+    port.is_ready, worker.fills = False, True
+    for job in (1, 2):
+        await rig.add(job, 2, owner=job)
+    port.is_ready = True
+    rig.dispatcher.wake()
+    for told in (1, 2):
+        await settle()
+        assert sum(isinstance(message, protocol.JobContext) for message in worker.sent) == told
+        assert worker.held == {}
+        assert not rig.dispatcher.busy()
+        worker.is_full = False
+        assert worker.listener is not None
+        worker.listener.drained()
+    await settle()
+    assert sorted(worker.held) == [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 
 async def test_somebody_who_waits_is_not_sent_to_a_worker_that_is_full(make: Make) -> None:
