@@ -62,9 +62,17 @@ class Subject:
         """Let the daemon find the slots: the number, the seconds that took, and all that it tried."""
         with self._daemon("auto") as daemon:
             daemon.start()
+            daemon.client.post("pause")
             drop = self._directory / "job.jsonl"
             prompt_lines(drop, REQUESTS)
             os.rename(drop, daemon.inbox / drop.name)
+
+            def is_read() -> bool:
+                return [job["requests"] for job in daemon.client.get("jobs")["jobs"]] == [REQUESTS]
+
+            # Reading the job takes a core, which a server on the CPU lacks meanwhile.
+            wait_for(is_read, 300, "the job is read", 0.5)
+            daemon.client.post("resume")
             begun_s = time.monotonic()
 
             def found() -> dict[str, Any] | None:

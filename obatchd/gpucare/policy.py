@@ -59,7 +59,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         for uuid, record in self.monitor.records.items():
             if record.quarantine is not None:
                 for server in servers_on(self.fleet, uuid):
-                    server.quarantine_at_start(f"GPU {uuid} is in quarantine: {record.quarantine.reason}")
+                    server.quarantine_at_start(f"{record.quarantine.reason} (GPU {uuid})")
         self._dispatcher.listen_to_crashes(self)
         self._look()
         self.monitor.listen(self)
@@ -106,7 +106,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         self._announcer.announce(GpuQuarantined(
             card, who.index, who.serial, slot, quarantine.reason, quarantine.by, quarantine.action
         ))  # fmt: skip
-        reason = f"GPU {card} is put into quarantine: {quarantine.reason}"
+        reason = f"{quarantine.reason} (GPU {card})"
         for server in servers_on(self.fleet, card):
             server.hold(QUARANTINE, reason)
             self._actions.start(self._withdraw(server, reason, urgent=urgent), f"withdraw-{server.id}")

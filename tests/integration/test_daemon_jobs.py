@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -205,6 +206,15 @@ def test_a_submission_that_is_refused_says_why_and_keeps_its_own_name(plain: Dae
     said = d.control("results", job["job"])
     assert said.returncode == 1
     assert job["refused_to"] in said.stderr
+
+
+def test_a_submission_says_of_what_is_refused_in_it_at_once(plain: Daemon, tmp_path: Path) -> None:
+    d = plain
+    (tmp_path / "twins.jsonl").write_bytes(jsonl([{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}]))
+    said = d.control("submit", tmp_path / "twins.jsonl")
+    assert said.returncode == 1
+    [command] = re.findall(r"1 failed when it was read; see why:  obatchctl (job .* --failures)", said.stdout)
+    assert "duplicate_id" in d.control(*command.split()).stdout
 
 
 def test_submit_with_settings_waits_and_copies_the_results(plain: Daemon, tmp_path: Path) -> None:

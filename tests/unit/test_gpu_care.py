@@ -129,7 +129,7 @@ async def test_an_urgent_quarantine_moves_the_requests_at_once(rig: Desk) -> Non
     for _ in range(3):
         rig.read(gpu0={"trouble": "lost"})
     await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
-    assert rig.server("gpu0").holds["quarantine"].startswith("GPU GPU-0 is put into quarantine: ")
+    assert rig.server("gpu0").holds["quarantine"].endswith(" (GPU GPU-0)")
     [moved] = [message for message in worker.sent if isinstance(message, GiveUp)]
     worker.end((live.key, 1), Fault(moved.fault, moved.code, moved.message))
     await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
@@ -143,7 +143,7 @@ async def test_a_quarantine_outlives_the_daemon_and_its_index(tmp_path: Path, mo
         await rig.operations.gpus.quarantine(ADMIN, "1", "it smells")
     async with desk(monkeypatch, tmp_path) as rig:  # with facts of its own, which do not know it
         await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
-        assert rig.server("gpu1").reason == "GPU GPU-1 is in quarantine: it smells"
+        assert rig.server("gpu1").reason == "it smells (GPU GPU-1)"
         assert rig.server("gpu0").ready
 
 

@@ -104,6 +104,9 @@ def submit_command(
         if not invocation.json:
             answered = [job["job"] for job in jobs if job["succeeded"]]
             click.echo("".join(f"see the answers:  obatchctl results {clean(job)}\n" for job in answered), nl=False)
+    elif not invocation.json:
+        for job in filter(is_bad, jobs):
+            click.echo(f"{job['job']}: {counts(job)} when it was read; see why:  obatchctl job {job['job']} --failures")
     invocation.answer({"jobs": jobs, "refused": refused})
     sys.exit(exit_codes.FAILED if refused or any(map(is_bad, jobs)) else exit_codes.OK)
 
