@@ -24,12 +24,12 @@ import attrs
 import uvloop
 from harness import finish, table
 
-from obatchd.child import Parent
-from obatchd.dispatch import keeper as keeper_module
+from obatchd.child import Drained
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.holds import Holds
+from obatchd.dispatch.workers import WorkerLife, WorkerPlace
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Profile
@@ -75,22 +75,36 @@ class Hand:
     """In place of a worker: takes what it is given."""
 
     pid = 1
+    is_full = False
 
-    def send(self, message: protocol.ToWorker) -> None:
+    def listen(self, listener: Drained) -> None:
+        """It is never full."""
+
+    def send(self, message: object) -> bool:
         """Nobody reads it."""
+        return True
+
+    def kill(self) -> None:
+        """It does not end."""
 
 
-class Keeper:
+class Life:
     """Keeps a hand at one server, where the daemon keeps a process."""
 
-    def __init__(self, name: str, work: Any, decoder: Any, parent: Parent[protocol.ToMain]) -> None:
-        self.name, self.tried, self._parent = name, asyncio.Event(), parent
+    def __init__(self, server_id: str, place: WorkerPlace) -> None:
+        self.name, self.tried, self._place = f"worker-{server_id}", asyncio.Event(), place
 
     async def run(self) -> None:
-        hand: Any = Hand()
-        self._parent.started(hand)
+        self._place.started(Hand())
         self.tried.set()
         await asyncio.Event().wait()
+
+
+class Hands:
+    """Makes them. Implements :class:`obatchd.dispatch.workers.WorkerMaker`."""
+
+    def keep(self, server_id: str, place: WorkerPlace) -> WorkerLife:
+        return Life(server_id, place)
 
 
 @attrs.define(eq=False)
@@ -154,7 +168,7 @@ async def pumps_us(mix: str, families: str, servers: int, slots: int, answers: i
     settings = Current(Settings.model_validate({"dispatch": {"families": families}}))
     owner: Any = events
     dispatcher = Dispatcher(queue, settings, events, events, Holds(), owner)
-    await dispatcher.start([Port(f"gpu{at}", slots) for at in range(servers)])
+    await dispatcher.start([Port(f"gpu{at}", slots) for at in range(servers)], Hands())
     lane = queue.add_lane(Lane(1, 0, 1, PROFILE, "normal", time.time()))
     links = list(dispatcher.links.values())
     for link in links:
@@ -186,7 +200,6 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    keeper_module.Keeper = Keeper  # type: ignore[misc, assignment]
     costs: dict[tuple[str, str], list[float]] = {}
     for turn in range(arguments.rounds):
         for mix in GOALS:

@@ -38,6 +38,7 @@ _HEADER = struct.Struct("<I")
 FRAME_LIMIT_BYTES = 7 * 2**29  # a source may have 1 GiB (context.max_bytes), and thrice as much as UTF-8
 _BUFFER_BYTES = 2**20  # read ahead of what is asked for
 _LOOKS = 10  # at a silent child, until it is given up
+FULL_BYTES = 8 * 2**20  # so much that is not sent yet is enough: whoever asks sends no more until it has left
 _EXIT_S = 0.5
 _SHORT_LIFE_S = 5.0  # a child that lived no longer is followed by another one after a pause
 _PAUSE_S = 1.0
@@ -73,6 +74,13 @@ def _length(header: bytes | bytearray) -> int:
     return int(length)
 
 
+class Drained(Protocol):
+    """Hears that there is room again in a channel that was full."""
+
+    def drained(self) -> None:
+        """What was queued has left."""
+
+
 @attrs.define(eq=False)
 class Channel(Generic[Message]):
     """One end of a socket, in an event loop."""
@@ -82,6 +90,9 @@ class Channel(Generic[Message]):
     _decoder: Decoder[Message]
     _length: int | None = attrs.field(default=None, init=False)  # of the frame that is being received
     _frames: list[bytes] = attrs.field(factory=list, init=False)  # of this turn of the loop
+    _queued_bytes: int = attrs.field(default=0, init=False)  # of those
+    _draining: asyncio.Task[None] | None = attrs.field(default=None, init=False)  # while the socket is full
+    _listener: Drained | None = attrs.field(default=None, init=False)  # whoever asks whether it is full
     _loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop, init=False)
 
     @classmethod
@@ -99,13 +110,34 @@ class Channel(Generic[Message]):
             return False
         if not self._frames:
             self._loop.call_soon(self._write)  # uvloop would call the kernel for each
-        self._frames.append(frame(message))
+        made = frame(message)
+        self._frames.append(made)
+        self._queued_bytes += len(made)
         return True
 
     def _write(self) -> None:
         frames, self._frames = self._frames, []
-        if frames and not self._writer.is_closing():
-            self._writer.write(b"".join(frames) if len(frames) > 1 else frames[0])
+        was_full, self._queued_bytes = self._queued_bytes > FULL_BYTES, 0
+        if not frames or self._writer.is_closing():
+            return
+        self._writer.write(b"".join(frames) if len(frames) > 1 else frames[0])
+        if self._listener is None or self._draining is not None:
+            return
+        if was_full or self._writer.transport.get_write_buffer_size() > FULL_BYTES:
+            self._draining = self._loop.create_task(self._drain(self._listener))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more than :data:`FULL_BYTES` wait to be sent; its listener hears when they have left."""
+        return self._draining is not None or self._queued_bytes > FULL_BYTES
+
+    async def _drain(self, listener: Drained) -> None:
+        try:
+            await self._writer.drain()
+        except OSError:
+            return  # and it stays full: nothing will leave any more
+        self._draining = None
+        listener.drained()
 
     async def receive(self) -> Message:
         """The next message; when this is cancelled, it is the next call's.
@@ -122,13 +154,21 @@ class Channel(Generic[Message]):
         self._length = None
         return self._decoder.decode(body)
 
+    def listen(self, listener: Drained) -> None:
+        """Keep watch over what is not sent yet: ``listener`` hears when there is room again after ``is_full``."""
+        self._listener = listener
+        self._writer.transport.set_write_buffer_limits(FULL_BYTES, FULL_BYTES // 4)
+
     @property
     def is_closed(self) -> bool:
         return self._writer.is_closing()
 
     def close(self) -> None:
         """Close the socket at once: a process that hangs would never read the rest."""
+        self._listener = None
         self._write()
+        if self._draining is not None:
+            self._draining.cancel()
         self._writer.transport.abort()
 
 
@@ -202,11 +242,15 @@ def end_with_parent(connection: socket.socket) -> None:
 
 
 class End(NamedTuple):
-    """How a child ended, in words that follow a name: ``died of signal 9``, ``said nothing for 30 s`` …"""
+    """How a child ended, in words that follow a name: ``died of signal 9``, ``said nothing for 30 s`` …
+
+    ``host`` names the machine that was lost, and the child with it; empty where the child ended by itself.
+    """
 
     words: str
     lived_s: float
     silent: bool = False  # it was ended, because it said nothing for too long
+    host: str = ""
 
     @property
     def pause_s(self) -> float:
@@ -229,6 +273,15 @@ class Child:
     def send(self, message: object) -> bool:
         """Queue a message. False: the child is known to be gone, and the message with it."""
         return self._channel.send(message)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be sent that nothing large should follow; only of one with a listener."""
+        return self._channel.is_full
+
+    def listen(self, listener: Drained) -> None:
+        """Have ``listener`` hear when there is room again after ``is_full``."""
+        self._channel.listen(listener)
 
     def kill(self) -> None:
         """End a child that hangs, and listen to it no longer; it then ends like one that died."""

@@ -162,6 +162,10 @@ WORDS: Mapping[str, str] = {
     "orphan_stuck": "{count:Ollama process} of an earlier run cannot be killed",
     "worker_started": "",
     "worker_lost": "The process that works with server {server} ended; it is started again",
+    "channel_simulated": "STAND-IN: messages to and from workers are dropped, doubled and delayed, with seed {seed}",
+    "worker_out_of_step": "The process that works with server {server} holds {held:request}, and obatchd expected "
+    "{expected}: it is ended, another one is started, and they are asked again",
+    "server_detached": "Server {server} is not used any more; others answer what it had ({requests:request})",
     "worker_hung": "The process that works with server {server} hangs; it is killed and started again",
     "requests_moved": "Server {server}: {requests:request} moved to others",
     "interactive_poison": "A question to {model} crashed {crashes:server}; it is refused for ten minutes",

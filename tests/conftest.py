@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from daemon_support import Daemon
+from daemon_support import CHANNEL, Daemon
 
 pytest.register_assert_rewrite("reload_burnin", "reload_gpus", "reload_parts", "reload_stage")
 
@@ -33,6 +33,11 @@ class _Loop(uvloop.Loop):
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Daemon and workers run on uvloop, whose transports are not asyncio's: so do the tests of their parts."""
     return {"uvloop": _Loop}
+
+
+def pytest_report_header() -> list[str]:
+    """The seed, with which to try again what failed."""
+    return [f"over a bad channel to workers: {CHANNEL}='{os.environ[CHANNEL]}'"] if os.environ.get(CHANNEL) else []
 
 
 def pytest_collection_finish() -> None:

@@ -32,6 +32,7 @@ T = TypeVar("T")
 Document = dict[str, Any]
 BIN = Path(sys.executable).parent
 _OURS = ("OBATCH", "OLLAMA_")
+CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"
 _QUICK: Document = {
     "model": "tiny",
     "log_level": "debug",
@@ -212,6 +213,8 @@ class Daemon:
             "OBATCHD_SIMULATOR": json.dumps(self.simulator),
             **variables,
         }
+        if trouble := os.environ.get(CHANNEL):  # of the tests that run over a bad channel to workers
+            environment[CHANNEL] = trouble
         if crash_at:
             environment["OBATCHD_CRASH_AT"] = crash_at
         command = [*self.wrapper, BIN / "obatchd", "--config", self.config_file, "--spool", self.spool]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,6 +26,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, StressFiles
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
+from obatchd.dispatch.workers import LOCAL, WorkerMaker
 from obatchd.documents import excerpt
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
@@ -69,6 +71,8 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
+_CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"  # see obatchd.simulator.far.channel
+
 
 class Platform(NamedTuple):
     """The source of GPU readings, the kernel's log, and the program of servers."""
@@ -94,6 +98,15 @@ def choose_platform(settings: Settings, work: Path) -> Platform:
     return Platform(open_source, kernel_log(directory), SimulatedOllama(directory))
 
 
+def choose_workers() -> WorkerMaker:
+    """Makes the workers of a daemon: children of its own; in tests they may seem to be far away."""
+    if not (trouble := os.environ.get(_CHANNEL)):
+        return LOCAL
+    from obatchd.simulator.far.channel import far
+
+    return far(LOCAL, trouble)
+
+
 @dataclass(frozen=True)
 class Host:
     """The parts that belong to one machine: its GPUs and servers."""
@@ -102,6 +115,7 @@ class Host:
     fleet: Fleet
     models: ModelKeeper
     watch: GpuWatch
+    workers: WorkerMaker
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ async def host(work: Work) -> Host:
     await probe.start()
     fleet = Fleet(settings, directory, work.layout.uuid, chosen.program, probe, facts, work.owner)
     watch = GpuWatch(settings, probe, fleet, facts, directory, chosen.kernel_log, work.owner)
-    return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
+    return Host(probe, fleet, ModelKeeper(settings, fleet), watch, choose_workers())
 
 
 def head(

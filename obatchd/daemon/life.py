@@ -130,7 +130,7 @@ class Daemon:
     async def _serve(self, here: Host, head: Head) -> None:
         try:
             # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
-            await head.engine.dispatcher.start(here.fleet.servers.values())
+            await head.engine.dispatcher.start(here.fleet.servers.values(), here.workers)
             await head.engine.start()
             await head.burnin.resume()  # before anybody may ask whether a run is over
             await head.control.start()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from obatchd import log
+from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.controls import Controls
 from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
@@ -24,6 +25,7 @@ from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.dispatch.trials import Suspicion, Trials
 from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork
 from obatchd.dispatch.tuning.tuner import Tuner
+from obatchd.dispatch.workers import LOCAL, WorkerLife, WorkerMaker
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
@@ -74,12 +76,35 @@ class Dispatcher:
         holds.listen(self)
         queue.listen(self)
 
-    async def start(self, servers: Iterable[ServerPort]) -> None:
-        """Start a worker for each server."""
-        at_work = self._offering.at_work
-        for server in servers:
-            self.links[server.id] = Link(server, self._settings, at_work)
-        await self._keeper.start()
+    async def start(self, servers: Iterable[ServerPort], workers: WorkerMaker = LOCAL) -> None:
+        """Attach the servers that there are at first, and give their workers a moment to come."""
+        await self._keeper.start([self._attach(server, workers) for server in servers])
+
+    def attach(self, server: ServerPort, workers: WorkerMaker = LOCAL) -> None:
+        """Give a server work from now on, by workers that ``workers`` makes; nobody waits for the first one."""
+        self._attach(server, workers)
+        self.wake()
+
+    def _attach(self, server: ServerPort, workers: WorkerMaker) -> WorkerLife:
+        if server.id in self.links:
+            raise ValueError(f"{server.id} is attached already")
+        link = self.links[server.id] = Link(server, self._settings, self._offering.at_work, workers)
+        return self._keeper.attach(link)
+
+    async def detach(self, server: ServerPort) -> None:
+        """Give a server no more work, let others answer what it holds at once, and wait for the end of its worker.
+
+        That costs no attempt. Whoever wants its answers empties it first (``vacate``).
+        """
+        link = self.links.pop(server.id, None)
+        if link is None:
+            return
+        _log.info("server_detached", server=server.id, requests=len(link.offers))
+        if link.loading is not None:
+            link.loading.cancel()
+        self._outcomes.gone(link, Cause.SERVER_WITHDRAWN.fault(f"server {server.id} is not obatchd's any more"))
+        self.wake()
+        await self._keeper.detach(link)
 
     async def stop(self) -> None:
         """End every worker; requests that they still hold stay pending in the store."""
@@ -157,7 +182,7 @@ class Dispatcher:
         if await set_within(patience_s, link.server.idle):
             return
         _log.info("requests_moved", server=link.server.id, requests=len(link.offers), reason=reason)
-        self.give_up(link, Cause.SERVER_WITHDRAWN.fault(f"{reason}; another one answers"), 0.0)
+        self.give_up(link, Cause.SERVER_WITHDRAWN.fault(reason), 0.0)
         await set_within(_MOVED_S, link.server.idle)
 
     def release(self, link: Link) -> None:
@@ -212,7 +237,7 @@ class Dispatcher:
         """Wait until nothing is at a worker, for ``timeout_s`` at most or until ``give_up_waiting``."""
 
         async def idle() -> None:
-            for link in self.links.values():
+            for link in list(self.links.values()):  # some may come and go meanwhile
                 await link.server.idle.wait()
 
         waits = [asyncio.create_task(idle()), asyncio.ensure_future(self._given_up.wait())]
@@ -271,8 +296,13 @@ class Dispatcher:
 
     # Events of the workers.
 
-    def worker_lost(self, link: Link, reason: str) -> None:
-        self._outcomes.worker_lost(link, reason)
+    def worker_lost(self, link: Link, end: End) -> None:
+        if end.host:  # preempted, cut off, dead: no request had a part in that, however often it happens
+            words = f"host {end.host} was lost, and the worker of server {link.server.id} with it"
+            self._outcomes.gone(link, Cause.HOST_LOST.fault(words))
+        else:
+            self._outcomes.worker_lost(link, end.words)
+        self.wake()
 
     def worker_said(self, link: Link, message: protocol.ToMain) -> None:
         link.unheard_ticks = 0
@@ -296,11 +326,20 @@ class Dispatcher:
             case protocol.Returned():
                 self._returned(link, message)
             case protocol.Progress():
-                if message.tokens:
-                    link.token_s = time.monotonic()
-                    link.server.progress()
+                self._progressed(link, message)
             case protocol.Hello():
                 link.configure()
+
+    def _progressed(self, link: Link, told: protocol.Progress) -> None:
+        if told.tokens:
+            link.token_s = time.monotonic()
+            link.server.progress()
+        if link.worker is not None and link.differs(told):  # nobody else would ever notice
+            _log.error(
+                "worker_out_of_step", server=link.server.id, pid=link.worker.pid, offered=link.offered, got=told.got,
+                held=told.held, missed=told.offered - told.got_then, expected=len(link.offers),
+            )  # fmt: skip
+            link.worker.kill()
 
     def _returned(self, link: Link, message: protocol.Returned) -> None:
         link.recalling = 0

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
 
 from obatchd import log
-from obatchd.child import Child, End, Keeper
+from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.link import Link, Waker
-from obatchd.dispatch.worker import worker
+from obatchd.dispatch.workers import WorkerHandle, WorkerLife
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _TICK_S = 1.0
-_ASK_TICKS = 5  # a busy worker speaks every second
+_ASK_TICKS = 5
 _HUNG_TICKS = 30
+_FIRST_S = 10.0  # the start of the daemon waits no longer for first workers: one may be far away, or never come
 
 
 class WorkerEvents(Waker, Protocol):
@@ -27,8 +28,8 @@ class WorkerEvents(Waker, Protocol):
     def worker_said(self, link: Link, message: protocol.ToMain) -> None:
         """A worker sent a message."""
 
-    def worker_lost(self, link: Link, reason: str) -> None:
-        """A worker is gone, for this reason; its offers are still in the link."""
+    def worker_lost(self, link: Link, end: End) -> None:
+        """A worker is gone; its offers are still in the link."""
 
 
 @attrs.define(eq=False)
@@ -39,47 +40,73 @@ class WorkerKeeper:
     _events: WorkerEvents
     _tasks: TaskSet
 
-    async def start(self) -> None:
-        """Start a worker for each server."""
-        keepers = [_Place(link, self._events).keeper for link in self._links.values()]
-        for keeper in keepers:
-            self._tasks.start(keeper.run(), keeper.name)
+    _running: dict[str, asyncio.Task[None]] = attrs.field(factory=dict, init=False)  # by server
+
+    async def start(self, lives: Sequence[WorkerLife]) -> None:
+        """Begin to listen for workers that hang, and wait a moment for the first ones of ``lives``."""
         self._tasks.start(self._tick(), "dispatch-tick")
-        await asyncio.gather(*(keeper.tried.wait() for keeper in keepers))
+        tried = [asyncio.create_task(life.tried.wait()) for life in lives]
+        if tried:
+            _, untried = await asyncio.wait(tried, timeout=_FIRST_S)
+            for each in untried:
+                each.cancel()
+
+    def attach(self, link: Link) -> WorkerLife:
+        """Keep workers at a server from now on."""
+        life = link.workers.keep(link.server.id, _Place(link, self._events))
+        self._running[link.server.id] = self._tasks.start(life.run(), life.name)
+        return life
+
+    async def detach(self, link: Link) -> None:
+        """Keep none any more, and wait for the end of the one that is there."""
+        link.worker = None
+        running = self._running.pop(link.server.id)
+        running.cancel()
+        await asyncio.wait([running])
 
     async def _tick(self) -> None:
+        ticks = 0
         while True:
             await asyncio.sleep(_TICK_S)
+            ticks = (ticks + 1) % _ASK_TICKS
             for link in self._links.values():
-                self._listen_for(link)
+                self._listen_for(link, asking=not ticks)
             self._events.wake()
 
-    def _listen_for(self, link: Link) -> None:
-        """A worker that says nothing, not even when asked, hangs. Counted in ticks: this loop may have stood still."""
-        if link.worker is None or not link.offers:
+    def _listen_for(self, link: Link, *, asking: bool) -> None:
+        """A worker that says nothing, not even when asked, hangs. Counted in ticks: this loop may have stood still.
+
+        A busy one speaks every second, and is asked all the same: so it tells what it holds, as of that moment.
+        """
+        if link.worker is None or not (link.offers or link.full):
             link.unheard_ticks = 0
             return
         link.unheard_ticks += 1
         if link.unheard_ticks >= _HUNG_TICKS:
             _log.error("worker_hung", server=link.server.id, pid=link.worker.pid, silent_s=_HUNG_TICKS * _TICK_S)
             link.worker.kill()
-        elif link.unheard_ticks >= _ASK_TICKS:
-            link.worker.send(protocol.Ping())
+        elif asking:
+            link.worker.send(protocol.Ping(link.offered))
 
 
 class _Place:
-    """That of a worker at one server; the parent of whichever worker is there."""
+    """That of the workers at one server. Implements :class:`obatchd.dispatch.workers.WorkerPlace`."""
 
     def __init__(self, link: Link, events: WorkerEvents) -> None:
-        self.keeper = Keeper(f"worker-{link.server.id}", worker.main, protocol.to_main, self)
         self._link = link
         self._events = events
 
-    def started(self, child: Child) -> None:
-        _log.info("worker_started", server=self._link.server.id, pid=child.pid)
-        self._link.worker, self._link.configured = child, None
+    def started(self, worker: WorkerHandle) -> None:
+        _log.info("worker_started", server=self._link.server.id, pid=worker.pid)
+        self._link.worker, self._link.configured = worker, None
+        self._link.offered, self._link.full = 0, False
         self._link.unheard_ticks = 0
         self._link.contexts.clear()
+        worker.listen(self)
+        self._events.wake()
+
+    def drained(self) -> None:
+        self._link.full = False
         self._events.wake()
 
     def heard(self, message: protocol.ToMain) -> None:
@@ -89,5 +116,5 @@ class _Place:
         _log.warning("worker_lost", server=self._link.server.id, reason=end.words)
         self._link.worker = None
         self._link.recalling = 0
-        self._events.worker_lost(self._link, end.words)
+        self._events.worker_lost(self._link, end)
         return end.pause_s

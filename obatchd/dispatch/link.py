@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from obatchd.child import Child
 from obatchd.counters import WorkByModel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import Failed
@@ -18,6 +17,7 @@ from obatchd.dispatch.tuning.ports import TunableServer
 from obatchd.dispatch.tuning.window import Window
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.dispatch.worker import embedding
+from obatchd.dispatch.workers import LOCAL, WorkerHandle, WorkerMaker
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
@@ -103,14 +103,19 @@ class Offered(msgspec.Struct, eq=False):
 class Link:
     """One server and its worker."""
 
-    def __init__(self, server: ServerPort, settings: Current[Settings], at_work: AtWork) -> None:
+    def __init__(
+        self, server: ServerPort, settings: Current[Settings], at_work: AtWork, workers: WorkerMaker = LOCAL
+    ) -> None:
         self.server = server
+        self.workers = workers  # knows where its workers run
         self._settings = settings
         self._at_work = at_work  # the families of all servers
-        self.worker: Child | None = None
+        self.worker: WorkerHandle | None = None
         self.configured: protocol.Configure | None = None
         self.offers: dict[tuple[int, int], Offered] = {}  # changed by ``give``, ``take_back`` and ``take_all`` alone
         self.contexts: set[int] = set()
+        self.offered = 0  # requests, to this worker, in its life
+        self.full = False  # enough waits to be sent to it; known here because a look there takes half a microsecond
         self.recalling = 0  # requests asked back, until the worker has answered
         self.unheard_ticks = 0  # since the worker said anything, while it holds requests
         self.isolating = False  # being emptied for a suspect request, or given to one
@@ -154,6 +159,7 @@ class Link:
         return (
             self.server.ready
             and self.worker is not None
+            and not self.full
             and self.loading is None
             and self.switching_to is None
             and not self.isolating
@@ -276,6 +282,24 @@ class Link:
         if self.worker is not None and message != self.configured:
             self.configured = message
             self.worker.send(message)
+
+    def send(self, offer: protocol.Offer) -> None:
+        """Send requests, which are here already, to the worker."""
+        assert self.worker is not None
+        self.worker.send(offer)
+        self.offered += len(offer.items)
+        self.full = self.worker.is_full
+
+    def differs(self, told: protocol.Progress) -> bool:
+        """Whether the worker holds other requests than it should: something between it and here got lost, or doubled.
+
+        That is exact, because messages keep their order: what the worker said before is known here, and what it does
+        not know of yet are offers that are under way to it. A ping tells those from offers that will never come.
+        """
+        if told.held < 0:
+            return False
+        under_way = self.offered - told.got
+        return told.offered != told.got_then or told.held + under_way != len(self.offers)
 
     def recall(self, count: int) -> None:
         """Ask for up to ``count`` requests back that have no slot yet."""

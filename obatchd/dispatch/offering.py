@@ -8,12 +8,13 @@ from collections.abc import Mapping, Set
 import attrs
 
 from obatchd import log
-from obatchd.child import Child
+from obatchd.child import FULL_BYTES
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.outcomes import LEAST_LIMIT_S, OutcomeHandler
 from obatchd.dispatch.protocol import OfferItem
+from obatchd.dispatch.workers import WorkerHandle
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.places import AtWork, Places
@@ -165,22 +166,19 @@ class Offering:
                 free -= surplus
 
     def _offer(self, link: Link, profile: Profile, batch: list[Taken]) -> None:
-        batch = self._outcomes.admitted(batch)
-        if not batch or link.worker is None:
-            for taken in batch:
-                self._queue.give_back(taken)
+        batch = self._sendable(self._outcomes.admitted(batch))
+        if link.worker is not None:
+            link.full = link.worker.is_full  # others may share its way
+        if not batch or link.worker is None or link.full:
+            for taken in reversed(batch):
+                self._outcomes.requeue(taken)
             link.counted()
             return
         link.configure()
         settings = self._settings.value.dispatch
-        items, spoiled = [], set[int]()
-        for taken in batch:
+        items = []
+        for taken in self._introduced(link, link.worker, batch):
             lane, pending = taken.lane, taken.pending
-            if lane.job not in link.contexts and (lane.job in spoiled or not self._introduce(link.worker, lane.job)):
-                spoiled.add(lane.job)
-                self._queue.give_back(taken)
-                continue
-            link.contexts.add(lane.job)
             link.give((lane.job, pending.line), Offered(taken))
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
@@ -198,10 +196,39 @@ class Offering:
             )
         capabilities = link.capabilities.get(profile.model, [])
         if items:
-            link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
+            link.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()
 
-    def _introduce(self, worker: Child, job: int) -> bool:
+    def _sendable(self, batch: list[Taken]) -> list[Taken]:
+        """As many of ``batch`` as one message may hold, whose last request may be large; the others go back."""
+        size_bytes = 0
+        for count, taken in enumerate(batch):
+            if size_bytes > FULL_BYTES:
+                for other in reversed(batch[count:]):
+                    self._outcomes.requeue(other)
+                return batch[:count]
+            size_bytes += len(taken.pending.raw) + len(taken.pending.prepared)
+        return batch
+
+    def _introduced(self, link: Link, worker: WorkerHandle, batch: list[Taken]) -> list[Taken]:
+        """Make the jobs of ``batch`` known to a worker; the requests that may follow, because it knows theirs.
+
+        The others go back: no message can hold the settings of their job, or these are so large that they have to leave
+        first.
+        """
+        unknown = {taken.lane.job for taken in batch} - link.contexts
+        if not unknown:
+            return batch
+        for job in sorted(unknown):
+            if not link.full and self._introduce(worker, job):
+                link.contexts.add(job)
+                link.full = worker.is_full
+        for taken in reversed(batch):
+            if link.full or taken.lane.job not in link.contexts:
+                self._outcomes.requeue(taken)
+        return [] if link.full else [taken for taken in batch if taken.lane.job in link.contexts]
+
+    def _introduce(self, worker: WorkerHandle, job: int) -> bool:
         """Make a job known to a worker. One whose settings no message can hold ends by that, and keeps up nobody."""
         try:
             worker.send(self._events.context_of(job))

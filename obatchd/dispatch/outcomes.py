@@ -43,8 +43,8 @@ class InteractiveOutcomes(Protocol):
         """The servers that crashed over one, with the time (monotonic)."""
         ...
 
-    def take_back(self, taken: Taken) -> None:
-        """One that was offered has not begun, through no fault of its own."""
+    def take_back(self, taken: Taken, fault: faults.Fault | None) -> None:
+        """One that was offered has not begun, or was cut short by ``fault``; neither is a fault of its own."""
 
 
 @attrs.define(eq=False)
@@ -139,12 +139,31 @@ class OutcomeHandler:
                 self.requeue(offered.taken)
         link.counted()
 
+    def gone(self, link: Link, fault: faults.Fault) -> None:
+        """A worker is gone, or its server is, and nobody is to blame: whatever it held goes back as if not offered."""
+        self.trials.not_controlled(link)
+        jobs: set[int] = set()
+        for key, offered in link.take_all().items():
+            if offered.started_s:
+                link.faults[fault.kind, fault.code] += 1
+                jobs.add(key[0])
+            if offered.recorded and key[0] != INTERACTIVE:
+                self._interrupted(link, key, offered)
+            self.requeue(offered.taken, fault)
+        for job in jobs:
+            self._events.hindered(job, f"{link.server.id}: {fault.message}")
+        link.counted()
+
     def interrupted(self, link: Link) -> None:
         """The daemon ends: without this the next start would count a crash against requests that it cuts short."""
-        for (job, line), offered in link.offers.items():
+        for key, offered in link.offers.items():
             if offered.recorded:
-                attempt = offered.taken.pending.attempt
-                self._events.failed(Failed(job, line, attempt, link.server.id, offered.started_s, INTERRUPTED))
+                self._interrupted(link, key, offered)
+
+    def _interrupted(self, link: Link, key: tuple[int, int], offered: Offered) -> None:
+        """The store knows of an attempt that was cut short: it is to count it neither as a crash nor at all."""
+        attempt = offered.taken.pending.attempt
+        self._events.failed(Failed(*key, attempt, link.server.id, offered.started_s, INTERRUPTED))
 
     def stop(self) -> None:
         """The daemon is told to stop, perhaps with all servers: what fails from now on is cut short by that, and no
@@ -171,10 +190,13 @@ class OutcomeHandler:
             self._waker.wake()
         return admitted
 
-    def requeue(self, taken: Taken) -> None:
-        """Put a request back: in front of its lane, or among the suspects that are tried alone."""
+    def requeue(self, taken: Taken, fault: faults.Fault | None = None) -> None:
+        """Put a request back: in front of its lane, or among the suspects that are tried alone.
+
+        ``fault`` cut it short, where it may have begun: whoever has seen a part of an answer is told.
+        """
         if taken.lane.job == INTERACTIVE:
-            self._interactive.take_back(taken)
+            self._interactive.take_back(taken, fault)
         elif self.trials.is_suspect(taken):
             self._queue.set_aside(taken)
         else:
@@ -198,13 +220,13 @@ class OutcomeHandler:
             self._events.hindered(taken.lane.job, f"{link.server.id}: {fault.message}")
         if fault.kind == faults.NOBODY:
             self._hold(link)
-            self.requeue(Taken(taken.lane, pending, 0.0))
+            self.requeue(Taken(taken.lane, pending, 0.0), fault)
             return
         began_s = offered.started_s or time.time()
         failed = Failed(*key, pending.attempt, link.server.id, began_s, fault.kind, took_s)
         if self._stopping:
             self._events.failed(msgspec.structs.replace(failed, fault=INTERRUPTED))
-            self.requeue(Taken(taken.lane, pending, 0.0))
+            self.requeue(Taken(taken.lane, pending, 0.0), fault)
             return
         if taken.lane.job == INTERACTIVE:
             self._failed_interactive(link, taken, failed, fault, record)

@@ -114,7 +114,9 @@ class GiveUp(msgspec.Struct, tag="give_up", frozen=True):
 
 
 class Ping(msgspec.Struct, tag="ping", frozen=True):
-    """Answered by a Progress frame at once."""
+    """Answered by a Progress frame at once. So many requests were ``offered`` to this worker before it."""
+
+    offered: int = 0
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
@@ -186,11 +188,20 @@ class Returned(msgspec.Struct, tag="returned", frozen=True):
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
-    """Sign of life, every second: tokens received since the last one, requests in a slot, seconds since any token."""
+    """Sign of life, every second: tokens received since the last one, requests in a slot, seconds since any token.
+
+    ``held`` requests are at the worker, or in its results that it has not sent; -1: it does not count. It ``got`` so
+    many offers of requests in its life; when the latest ping came, which said that ``offered`` were sent before it, it
+    had got ``got_then``.
+    """
 
     tokens: int
     active: int
     silent_s: float
+    held: int = -1
+    got: int = 0
+    offered: int = 0
+    got_then: int = 0
 
 
 ToWorker = Configure | JobContext | Offer | Recall | Cancel | CancelOne | Forget | GiveUp | Ping

@@ -11,7 +11,7 @@ from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.interactive.desk import Desk
 from obatchd.dispatch.link import Link
 from obatchd.metrics.sheet import NONE, Labels, Sheet
-from obatchd.servers.server import Server
+from obatchd.servers.server import ServerFace
 from obatchd.servers.states import ServerState
 
 _STATES = tuple(state.value for state in ServerState)
@@ -19,7 +19,7 @@ _OUTCOMES = ("succeeded", "failed", "abandoned")
 _TIMES = ("request", "first_token", "queue", "load")
 
 
-def read_servers(sheet: Sheet, servers: Iterable[Server], dispatcher: Dispatcher) -> None:
+def read_servers(sheet: Sheet, servers: Iterable[ServerFace], dispatcher: Dispatcher) -> None:
     times: dict[tuple[str, str], Histogram] = {}  # by what was measured and model
     for server in servers:
         labels = NONE.and_("server", server.id)

@@ -133,6 +133,7 @@ class Cause(Enum):
     STALLED = SERVER, "stalled", _LOOK
     SERVER_HUNG = CRASH, "server_hung", _LOOK
     SERVER_WITHDRAWN = NOBODY, "server_withdrawn", RETRY
+    HOST_LOST = NOBODY, "host_lost", RETRY
     TIMEOUT = (
         SERVER, "timeout",
         "raise request_timeout_s or request_total_s in [dispatch] or lower max_response_tokens, then retry",

@@ -30,7 +30,7 @@ from obatchd.servers.fleet import Fleet
 from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
-from obatchd.servers.server import Server
+from obatchd.servers.server import ServerFace
 from obatchd.settings import addresses
 from obatchd.tasks import TaskSet
 from obatchd.times import clock
@@ -56,7 +56,7 @@ class ServerCommands:
         managed = any(isinstance(server, ManagedServer) for server in self._fleet.servers.values())
         return tuning_document(self._tuner, self._engine.settings.value.servers, managed=managed)
 
-    def _find(self, server_id: str) -> Server:
+    def _find(self, server_id: str) -> ServerFace:
         """The server of this id, or at this address as [ollama_instances] has it."""
         servers = self._fleet.servers
         if server_id in servers:
@@ -74,7 +74,7 @@ class ServerCommands:
         async with recorded(self._engine.work.audit, entry_of(caller, _KINDS[action], server.id)):
             return await self._act(server, action)
 
-    async def _act(self, server: Server, action: str) -> ServerEntry:
+    async def _act(self, server: ServerFace, action: str) -> ServerEntry:
         if action == "resume":
             server.resume()
             if (link := self._engine.dispatcher.links.get(server.id)) is not None:
@@ -92,11 +92,11 @@ class ServerCommands:
     def task_failed(self, name: str, error: BaseException) -> None:
         """An action failed by a defect; its caller is told while waiting, else the state of the server shows it."""
 
-    async def _drain(self, server: Server) -> None:
+    async def _drain(self, server: ServerFace) -> None:
         back = f"back with: obatchctl servers resume {server.id}"
         await server.drain(f"by an administrator at {clock(time.time(), '%H:%M')}; {back}")
 
-    async def _restart(self, server: Server) -> None:
+    async def _restart(self, server: ServerFace) -> None:
         """Let requests in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""
         await server.drain("is about to be restarted, asked by an administrator")
         if (link := self._engine.dispatcher.links.get(server.id)) is not None:
@@ -120,7 +120,7 @@ class ServerCommands:
             return []
         return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
 
-    def _document(self, server: Server) -> ServerEntry:
+    def _document(self, server: ServerFace) -> ServerEntry:
         link = self._engine.dispatcher.links.get(server.id)
         loaded, loading = (
             LoadedModel(profile.model, profile.context_length) if profile else None

@@ -59,3 +59,11 @@ def speak_slowly(connection: socket.socket) -> None:
     while True:
         child.send(connection, "still here")
         time.sleep(0.05)
+
+
+def read_when_told(flag: str, connection: socket.socket) -> None:
+    """Reads nothing until there is a file ``flag``; then says of each message how long it is."""
+    while not os.path.exists(flag):
+        time.sleep(0.01)
+    while True:
+        child.send(connection, len(child.receive(connection, ANYTHING)))

@@ -90,7 +90,7 @@ async def switched(directory: Path, patch: pytest.MonkeyPatch, key: str, old: An
     """A server goes to the owner of another model, who waits."""
     clock, gpu = Clock(), Port("gpu0", loaded=SMALL)
     patch.setattr(switching, "time", clock)
-    rig = await Rig(patch, gpu, switch_after_s=old).start()
+    rig = await Rig(gpu, switch_after_s=old).start()
     await rig.add(1, 1000, SMALL, owner=1)
     worker = rig.worker("gpu0")
     worker.end_all(list(worker.held), took_s=10.0)
@@ -157,7 +157,7 @@ async def connected(directory: Path, patch: pytest.MonkeyPatch, key: str, old: A
     with full_port() as url:
         gpu = Port("gpu0", loaded=SMALL)
         gpu.base_url = url
-        rig = await Rig(patch, gpu, **{key.rpartition(".")[2]: old}).start()
+        rig = await Rig(gpu, **{key.rpartition(".")[2]: old}).start()
         async with working() as wire:
             wire.feed(rig.worker("gpu0").sent[-1], CONTEXT, offer(1, 1))
             await asyncio.sleep(2 * new)
@@ -215,7 +215,7 @@ async def under_watch(patch: pytest.MonkeyPatch, **limits: Any) -> AsyncIterator
     """A server with two requests, both in a slot, no token and an idle GPU; another one does the same work well."""
     patch.setattr(recovery, "_PERIOD_S", 0.01)
     server = Late()
-    rig = await Rig(patch, server, Port("gpu1", loaded=SMALL)).start()
+    rig = await Rig(server, Port("gpu1", loaded=SMALL)).start()
     await rig.add(1, 4)
     worker = rig.worker("gpu0")
     worker.begin(*list(worker.held)[:2])

@@ -22,8 +22,8 @@ PERSON = 1000
 Seen = Callable[[Rig], int]
 
 
-async def rig_with(patch: pytest.MonkeyPatch, key: str, value: Any, slots: int = 4) -> Rig:
-    return await Rig(patch, Port("gpu0", slots, SMALL), **{key.rpartition(".")[2]: value}).start()
+async def rig_with(key: str, value: Any, slots: int = 4) -> Rig:
+    return await Rig(Port("gpu0", slots, SMALL), **{key.rpartition(".")[2]: value}).start()
 
 
 async def ask(rig: Rig, prompt: str, model: str = "small") -> Lease:
@@ -45,7 +45,7 @@ async def turn_over(rig: Rig) -> None:
 
 async def slots_left_free(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
     """A batch has all slots and one request that waits at the worker; then it leaves some free."""
-    rig = await rig_with(patch, key, old)
+    rig = await rig_with(key, old)
     await rig.add(1, 1000)
     assert len(rig.worker("gpu0").held) == 5 - old
     reload(rig.settings, key, new)
@@ -56,7 +56,7 @@ async def slots_left_free(directory: Path, patch: pytest.MonkeyPatch, key: str, 
 
 async def shared(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
     """The slots that one person's requests have beside a batch of an owner who has used less."""
-    rig = await rig_with(patch, key, old)
+    rig = await rig_with(key, old)
     await rig.add(1, 1000, owner=2)
     await turn_over(rig)
     first = await ask(rig, "first")
@@ -79,7 +79,7 @@ async def asked_for_a_model(directory: Path, patch: pytest.MonkeyPatch, key: str
     """A busy server changes its model for a person who waits."""
     clock = Clock()
     patch.setattr(switching, "time", clock)
-    rig = await rig_with(patch, key, old)
+    rig = await rig_with(key, old)
     await rig.add(1, 1000)
     await turn_over(rig)
     await ask(rig, "why?", model="large")
@@ -94,7 +94,7 @@ async def asked_for_a_model(directory: Path, patch: pytest.MonkeyPatch, key: str
 
 async def taken(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
     """How many requests of one person may wait: half of the queue."""
-    rig = await rig_with(patch, key, old)
+    rig = await rig_with(key, old)
 
     async def waiting() -> int:
         for number in range(100):
@@ -114,7 +114,7 @@ async def taken(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, 
 
 async def kept_together(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
     """Eight documents with ten questions each, in the order of the questions: what the four slots work on."""
-    rig = await rig_with(patch, key, old)
+    rig = await rig_with(key, old)
     lane = rig.queue.add_lane(Lane(1, 0, 1, SMALL, "normal", 1000.0))
     pending = [Pending(line, b'{"id":"x"}', family=line % 8) for line in range(1, 81)]
     rig.queue.extend(lane, len(pending), pending)

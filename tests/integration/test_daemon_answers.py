@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
+import pytest
 from daemon_support import Daemon, digest
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 PNG = base64.b64decode(
@@ -29,6 +32,7 @@ PERSON = {
 }
 
 
+@pytest.mark.near
 def test_two_hundred_notes_become_a_table_that_can_be_trusted(daemon: Start, tmp_path: Path) -> None:
     d = daemon(
         {"gpus": {"use": "simulated:1"}},

@@ -17,6 +17,8 @@ import psutil
 import pytest
 from daemon_support import Daemon, digest, jsonl, wait_for
 
+pytestmark = pytest.mark.over_channel
+
 Start = Callable[..., Daemon]
 PAGE = (
     "<html><head><title>{0}</title></head><body><nav>Menu</nav><article><h1>{0}</h1><p>The {0} is a river, and this is "

@@ -6,7 +6,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from daemon_support import Daemon, Document, jsonl, wait_for
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 # Two servers of two slots, which compute 1,000 words of a prompt in 0.25 s.
@@ -30,6 +33,7 @@ def reused(job_summary: Document) -> float:
     return share
 
 
+@pytest.mark.near
 def test_families_share_what_slots_have_and_results_stay_in_order(make_daemon: Start) -> None:
     d = make_daemon(CONFIG, simulator=SIMULATOR).start().ready()
     asked = questions("a")

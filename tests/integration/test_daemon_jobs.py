@@ -23,10 +23,13 @@ from daemon_support import (
     wait_for,
 )
 
+pytestmark = pytest.mark.over_channel
+
 Start = Callable[..., Daemon]
 SLOW = {"service_s": {"kind": "fixed", "value": 0.15}}
 
 
+@pytest.mark.near
 def test_three_drops_together_keep_both_servers_busy(daemon: Start) -> None:
     d = daemon(simulator=SLOW)
     original = [{"role": "user", "content": f"extract number {i} from this text"} for i in range(60)]
@@ -65,6 +68,7 @@ def test_three_drops_together_keep_both_servers_busy(daemon: Start) -> None:
     assert record["gpu"].startswith("GPU-")
 
 
+@pytest.mark.near
 def test_original_configuration_uses_the_servers_it_names(make_daemon: Start, tmp_path: Path) -> None:
     first = free_ports(2)
     theirs = make_daemon({"servers": {"base_port": first, "slots": 4}}, simulator=SLOW).start().ready()
@@ -311,6 +315,7 @@ def test_bad_lines_fail_alone_and_bad_drops_go_to_failed(plain: Daemon) -> None:
     assert {path.name for path in errors} == {"empty.json.error.txt", "notes.docx.error.txt"}
 
 
+@pytest.mark.near
 def test_a_large_job_streams(daemon: Start) -> None:
     d = daemon({"gpus": {"use": "simulated:2"}, "log_level": "info"}, simulator={"answer": {"tokens": 1}})
     count = 20_000
@@ -361,6 +366,7 @@ def test_a_file_written_slowly_is_not_taken_half(daemon: Start) -> None:
     d.done("slow.jsonl").check(asked)
 
 
+@pytest.mark.near
 def test_every_slot_is_used_while_the_queue_is_not_empty(daemon: Start) -> None:
     d = daemon({"gpus": {"use": "simulated:8"}}, simulator={"service_s": {"kind": "uniform", "low": 0.2, "high": 0.4}})
     assert all(s["gpu"]["utilisation_percent"] <= 5 for s in d.servers())

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from daemon_support import Daemon, alive, jsonl, prompts, wait_for
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 SLOW: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.4}}
@@ -68,7 +71,7 @@ def test_a_jobs_deadline_goes_before_the_daemons(daemon: Start) -> None:
     d.drop("unlimited", folder("deadline = 0", 5))
     assert d.done("unlimited").status["expires_at"] is None
     d.drop("wrong", folder('deadline = "tomorrow"', 5))
-    [path] = wait_for(lambda: list((d.spool / "failed").rglob("*.error*")), 10, "the drop is refused")
+    [path] = wait_for(lambda: list((d.spool / "failed").rglob("*.error.txt")), 10, "the drop is refused")
     assert "deadline" in path.read_text()
     assert "2026-12-31T18:00:00+01:00" in path.read_text()
 

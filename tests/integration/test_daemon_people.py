@@ -20,7 +20,7 @@ from obatchd.dispatch.interactive.lease import Lease, Question
 from obatchd.errors import InteractiveError
 
 OWNER = 4242
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.over_channel]
 
 
 async def until(look: Callable[[], Any], timeout_s: float = 30) -> Any:
@@ -62,6 +62,7 @@ async def test_an_answer_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list((tmp_path / "s" / "work" / "jobs").iterdir())
 
 
+@pytest.mark.near
 async def test_a_batch_goes_on_beside_people_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, tokens_per_s=200, answer={"tokens": 20}, chunk_s=0.02)
     asked = prompts(120)

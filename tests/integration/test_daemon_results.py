@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
+import pytest
 from daemon_support import Daemon
+
+pytestmark = pytest.mark.over_channel
 
 SCHEMA = {
     "type": "object",

@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from daemon_support import Daemon, digest
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 

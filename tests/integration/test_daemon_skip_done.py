@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
 from daemon_support import Daemon, Job, jsonl, prompts
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 

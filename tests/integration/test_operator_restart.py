@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from daemon_support import Daemon, prompts, wait_for
+
+pytestmark = pytest.mark.over_channel
 
 Start = Callable[..., Daemon]
 SLOW = {"service_s": {"kind": "fixed", "value": 0.5}}

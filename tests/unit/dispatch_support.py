@@ -8,13 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import msgspec
-import pytest
 from settings_support import in_force
 from task_support import Failures
 from work_support import NoFeeder
 
-from obatchd.child import End, Parent, frame
-from obatchd.dispatch import keeper as keeper_module
+from obatchd.child import Drained, End, frame
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import Failed, Finished
@@ -22,6 +20,7 @@ from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.dispatch.tuning.ports import TunableServer
+from obatchd.dispatch.workers import WorkerLife, WorkerMaker, WorkerPlace
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
@@ -116,25 +115,45 @@ class FakeWorker:
     """In place of a child: holds offers until the test says what becomes of them."""
 
     unstartable = 0  # this many starts fail
+    absent: ClassVar[set[str]] = set()  # servers whose workers never come
     made: ClassVar[list[FakeWorker]] = []
 
-    def __init__(self, name: str, parent: Parent[protocol.ToMain]) -> None:
+    def __init__(self, name: str, place: WorkerPlace) -> None:
         self.name = name
-        self.tell = parent.heard
+        self.tell = place.heard
         self.dead = asyncio.Event()
         self.sent: list[protocol.ToWorker] = []
         self.held: dict[Key, OfferItem] = {}
         self.started: list[Key] = []
         self.recalls = 0
         self.answers_recalls = True
+        self.answers_pings = False
+        self.losing = False  # what is sent now does not arrive
+        self.got = 0
         self.killed = False
+        self.lost_host = ""  # what its end says
         self.pid = 4711
+        self.is_full = False
+        self.fills = False  # the settings of one job are enough for it to be full
+        self.listener: Drained | None = None
 
-    def send(self, message: protocol.ToWorker) -> None:
+    def listen(self, listener: Drained) -> None:
+        self.listener = listener
+
+    def send(self, message: Any) -> bool:
         frame(message)  # as a real one does: not every message can be sent
         self.sent.append(message)
+        if self.losing:
+            return True
         match message:
+            case protocol.JobContext():
+                self.is_full = self.fills
+            case protocol.Ping(offered):
+                if self.answers_pings:
+                    progress = protocol.Progress(1, 1, 0.0, len(self.held), self.got, offered, self.got)
+                    asyncio.get_running_loop().call_soon(self.tell, progress)
             case protocol.Offer():
+                self.got += len(message.items)
                 self.held |= {(item.job, item.line): item for item in message.items}
             case protocol.Recall():
                 self.recalls += 1
@@ -149,6 +168,7 @@ class FakeWorker:
                 key = (message.job, message.line)
                 known = [key] if self.held.pop(key, None) is not None else []
                 asyncio.get_running_loop().call_soon(self.tell, protocol.Returned(known))
+        return True
 
     def say(self, key: Key, text: str) -> None:
         """A piece of an answer has come."""
@@ -200,36 +220,52 @@ class FakeWorker:
             items.append(ResultItem(*key, tried, fault is None, record, took_s, 1, 1, *ended, vectors=vectors))
         self.tell(protocol.Results(items))
 
-    def die(self) -> None:
+    def die(self, host: str = "") -> None:
+        """It ends: by itself, or because ``host`` is lost."""
+        self.lost_host = host
         self.dead.set()
 
     def kill(self) -> None:
         self.killed = True
+        self.dead.set()
 
 
-class FakeKeeper:
+class FakeLife:
     """Keeps a fake worker at one server."""
 
-    def __init__(self, name: str, work: Any, decoder: Any, parent: Parent[protocol.ToMain]) -> None:
-        self.name = name
+    def __init__(self, server_id: str, place: WorkerPlace) -> None:
+        self.name = f"worker-{server_id}"
         self.tried = asyncio.Event()
-        self._parent = parent
+        self._server_id = server_id
+        self._place = place
 
     async def run(self) -> None:
         while True:
+            if self._server_id in FakeWorker.absent:
+                await asyncio.Event().wait()
             if FakeWorker.unstartable:
                 FakeWorker.unstartable -= 1
                 end = End("cannot be started: no more processes", 0.0)
             else:
-                worker: Any = FakeWorker(self.name.removeprefix("worker-"), self._parent)
+                worker = FakeWorker(self._server_id, self._place)
                 FakeWorker.made.append(worker)
-                self._parent.started(worker)
-                self._parent.heard(protocol.Hello(worker.pid))
+                self._place.started(worker)
+                self._place.heard(protocol.Hello(worker.pid))
                 self.tried.set()
-                await worker.dead.wait()
-                end = End("died", 10.0)
-            self._parent.ended(end)
+                try:
+                    await worker.dead.wait()
+                finally:
+                    worker.dead.set()
+                end = End("died", 10.0, host=worker.lost_host)
+            self._place.ended(end)
             await asyncio.sleep(0)
+
+
+class FakeWorkers:
+    """Makes fake workers."""
+
+    def keep(self, server_id: str, place: WorkerPlace) -> WorkerLife:
+        return FakeLife(server_id, place)
 
 
 async def settle() -> None:
@@ -276,9 +312,8 @@ class Told:
 class Rig:
     """A dispatcher with its queue, servers and workers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, **settings: Any):
-        monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
-        FakeWorker.unstartable, FakeWorker.made = 0, []
+    def __init__(self, *ports: Port, **settings: Any):
+        FakeWorker.unstartable, FakeWorker.made, FakeWorker.absent = 0, [], set()
         self.settings = in_force(dispatch={"switch_after_s": 1e-9} | settings)
         self.ports = {port.id: port for port in ports}
         self.finished: list[Finished] = []
@@ -296,6 +331,7 @@ class Rig:
         self.fetches = feeder.fetches
         self.queue = JobQueue(feeder)
         self.failures = Failures()
+        self.workers: WorkerMaker = FakeWorkers()
         self.dispatcher = Dispatcher(
             self.queue,
             self.settings,
@@ -312,8 +348,10 @@ class Rig:
             raise self.missing[model]
         return []
 
-    async def start(self) -> Rig:
-        await self.dispatcher.start(self.ports.values())
+    async def start(self, *absent: str) -> Rig:
+        """Workers of servers that are ``absent`` do not come."""
+        FakeWorker.absent = set(absent)
+        await self.dispatcher.start(self.ports.values(), self.workers)
         await settle()
         return self
 
@@ -350,13 +388,13 @@ Make = Callable[..., Awaitable[Rig]]
 
 
 @asynccontextmanager
-async def rigs(monkeypatch: pytest.MonkeyPatch, slots: int) -> AsyncIterator[Make]:
+async def rigs(slots: int) -> AsyncIterator[Make]:
     """Makes dispatchers, on one server with so many slots unless told otherwise, and stops them at the end."""
     made: list[Rig] = []
 
     async def make(servers: int = 1, slots: int = slots, **settings: Any) -> Rig:
         ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **settings).start())
+        made.append(await Rig(*ports, **settings).start())
         return made[-1]
 
     yield make

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dispatch_support import FakeKeeper, FakeWorker, Port
+from dispatch_support import FakeWorker, FakeWorkers, Port
 from msgspec import UNSET
 from settings_support import in_force
 from task_support import Failures
 
 from obatchd.delivery import responses as responses_module
-from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.interactive.lease import Lease
 from obatchd.dispatch.protocol import OfferItem, ResultItem
@@ -120,7 +119,7 @@ class Street:
         self.engine = Engine(self.work, self.models)
 
     async def start(self) -> Street:
-        await self.engine.dispatcher.start(self.ports)
+        await self.engine.dispatcher.start(self.ports, FakeWorkers())
         await self.engine.start()
         return self
 
@@ -271,7 +270,6 @@ async def street(
     monkeypatch: pytest.MonkeyPatch, directory: Path, *ports: Port, **tables: Any
 ) -> AsyncIterator[Street]:
     """A street that is open while the block runs."""
-    monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
     monkeypatch.setattr(responses_module, "Keeper", NoProcess)
     FakeWorker.unstartable = 0
     made = await Street(directory, *ports, **tables).start()

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dispatch_support import FakeKeeper, FakeWorker
+from dispatch_support import FakeWorker
 from engine_support import NoProcess, Street
 from test_gpu_monitor import Bench, DictFacts
 
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Operations, Reads
 from obatchd.delivery import responses as responses_module
-from obatchd.dispatch import keeper as keeper_module
 from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import PullProgress
@@ -196,7 +195,6 @@ class Desk(Street):
 @contextlib.asynccontextmanager
 async def desk(monkeypatch: pytest.MonkeyPatch, directory: Path, **tables: Any) -> AsyncIterator[Desk]:
     """A desk that is staffed while the block runs."""
-    monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
     monkeypatch.setattr(responses_module, "Keeper", NoProcess)
     FakeWorker.unstartable = 0
     made = Desk(directory, **tables)

@@ -27,8 +27,8 @@ from obatchd.ollama import faults
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    async with rigs(monkeypatch, slots=2) as make:
+async def make() -> AsyncIterator[Make]:
+    async with rigs(slots=2) as make:
         yield make
 
 
@@ -227,7 +227,22 @@ async def test_a_worker_that_says_nothing_is_asked_and_then_killed(make: Make, m
     async with asyncio.timeout(5):
         while not worker.killed:
             await asyncio.sleep(0.001)
-    assert protocol.Ping() in worker.sent
+    assert protocol.Ping(offered=1) in worker.sent
+
+
+async def test_a_worker_that_reads_nothing_is_killed_though_it_was_offered_no_request(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "_TICK_S", 0.001)
+    rig = await make()
+    worker = rig.worker("gpu0")
+    worker.fills = True  # by the settings of the job
+    await rig.add(1, 1)
+    assert worker.held == {}
+    async with asyncio.timeout(5):
+        while rig.worker("gpu0") is worker or not rig.worker("gpu0").held:
+            await asyncio.sleep(0.001)
+    assert worker.killed
 
 
 async def test_a_worker_that_has_nothing_to_do_may_say_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    async with rigs(monkeypatch, 2) as made:
+async def make() -> AsyncIterator[Make]:
+    async with rigs(2) as made:
         yield made
 
 

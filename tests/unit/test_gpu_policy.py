@@ -93,7 +93,7 @@ class Host:
 @pytest.fixture
 async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("obatchd.gpus.monitor._ONE_CRASH_S", 0.0)  # the crashes of these tests come at once
-    rig = await Rig(monkeypatch, *(Port(name, loaded=SMALL) for name in ("gpu0", "gpu1", "far"))).start()
+    rig = await Rig(*(Port(name, loaded=SMALL) for name in ("gpu0", "gpu1", "far"))).start()
     made = Host(rig, tmp_path)
     yield made
     await made.duty.stop()

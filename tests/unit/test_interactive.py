@@ -21,6 +21,7 @@ from obatchd.dispatch.interactive.lease import Delta, Ended, Lease, Question
 from obatchd.dispatch.protocol import INTERACTIVE
 from obatchd.errors import InteractiveError, ModelError
 from obatchd.jobs.lane import Lane, Pending, Taken
+from obatchd.ollama.faults import Fault
 
 ME, OTHER = 1000, 1
 Key = tuple[int, int]
@@ -47,12 +48,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> AsyncIterator[Make]:
+async def make(clock: Clock) -> AsyncIterator[Make]:
     made: list[Rig] = []
 
     async def make(servers: int = 1, slots: int = 2, loaded: Any = SMALL, **settings: Any) -> Rig:
         ports = [Port(f"gpu{i}", slots, loaded) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **{"interactive_slots": 0} | settings).start())
+        made.append(await Rig(*ports, **{"interactive_slots": 0} | settings).start())
         return made[-1]
 
     yield make
@@ -318,6 +319,32 @@ async def test_a_server_that_dies_after_the_first_token_ends_the_stream(make: Ma
     assert [delta.text async for delta in lease] == ["yes"]
     ended = await result(lease)
     assert (ended.succeeded, ended.code, ended.again) == (False, "server_error", True)
+    assert at(rig, lease) is None
+
+
+@pytest.mark.parametrize("how", ["host", "leaves", "restarts"])
+async def test_who_has_seen_a_part_of_an_answer_is_told_why_it_was_cut_short(make: Make, how: str) -> None:
+    rig = await make(servers=2)
+    lease = await ask(rig)
+    worker = at(rig, lease)
+    assert worker is not None
+    await begin_all(rig)
+    worker.say(key(lease), "yes")
+    code, words = "server_withdrawn", "its server is restarted"
+    if how == "host":
+        code, words = "host_lost", f"host node07 was lost, and the worker of server {worker.name} with it"
+        worker.die(host="node07")
+    elif how == "leaves":
+        words = f"server {worker.name} is not obatchd's any more"
+        await rig.dispatcher.detach(rig.ports[worker.name])
+    else:
+        moving = asyncio.create_task(rig.dispatcher.vacate(rig.link(worker.name), 0.0, words))
+        await settle()
+        [told] = [message for message in worker.sent if isinstance(message, protocol.GiveUp)]
+        await end(worker, key(lease), fault=Fault(told.fault, told.code, told.message))
+        await moving
+    ended = await result(lease)
+    assert (ended.code, ended.message, ended.again) == (code, f"the answer was cut short: {words}", True)
     assert at(rig, lease) is None
 
 

@@ -109,7 +109,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     async def watched(*, gpu_percent: int | None = None, **limits: float) -> Watched:
         """With two requests, both in a slot."""
         server = Suspect()
-        rig = await Rig(monkeypatch, server).start()
+        rig = await Rig(server).start()
         await rig.add(1, 2)
         rig.worker("gpu0").begin((1, 1), (1, 2))
         made.append(Watched(rig, server, gpu_percent, limits))

@@ -40,8 +40,8 @@ class Clock:
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    async with rigs(monkeypatch, slots=2) as make:
+async def make() -> AsyncIterator[Make]:
+    async with rigs(slots=2) as make:
         yield make
 
 

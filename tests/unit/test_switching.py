@@ -41,7 +41,7 @@ async def make(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> AsyncIterator[M
     monkeypatch.setattr(switching, "_RETRY_S", 0.0)
 
     async def rig(*ports: Port, switch_after_s: float = 60.0) -> Rig:
-        made.append(await Rig(monkeypatch, *ports, switch_after_s=switch_after_s).start())
+        made.append(await Rig(*ports, switch_after_s=switch_after_s).start())
         return made[-1]
 
     yield rig

@@ -30,7 +30,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     monkeypatch.setattr(controls_module, "_PAUSE_S", 0.0)
     monkeypatch.setattr(outcomes_module, "_ONE_CRASH_S", 0.0)
-    async with rigs(monkeypatch, slots=4) as make:
+    async with rigs(slots=4) as make:
         yield make
 
 

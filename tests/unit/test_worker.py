@@ -826,3 +826,21 @@ async def test_one_for_a_vector_shares_no_call(server: Server, wire: Wire) -> No
     await wire.until(lambda: len(wire.results()) == 13)
     assert [len(body["input"]) for body in server.bodies][1] == 1
     assert all(len(body["input"]) > 1 for body in server.bodies[:1])
+
+
+async def test_it_tells_how_many_requests_it_holds_and_how_many_it_ever_got(server: Server, wire: Wire) -> None:
+    def told() -> list[tuple[int, int, int, int]]:
+        said = [message for message in wire.sent if isinstance(message, protocol.Progress)]
+        return [(one.held, one.got, one.offered, one.got_then) for one in said]
+
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2), protocol.Ping(2), offer(1, 3), Recall(1))
+    await wire.until(lambda: any(isinstance(message, protocol.Returned) for message in wire.sent))
+    assert told()[0] == (2, 2, 2, 2)
+    wire.feed(protocol.Ping(3))
+    await wire.until(lambda: len(told()) >= 2)
+    assert told()[1] == (2, 3, 3, 3)
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 2)
+    wire.feed(protocol.Ping(4))  # one that never came
+    await wire.until(lambda: told()[-1][2] == 4)
+    assert told()[-1] == (0, 3, 4, 3)

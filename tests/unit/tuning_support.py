@@ -105,7 +105,7 @@ class Hall(Rig):
     ) -> None:
         monkeypatch.setattr(switching, "time", clock)
         monkeypatch.setattr(link, "time", clock)
-        super().__init__(monkeypatch, *ports, **{"switch_after_s": 120.0} | settings)
+        super().__init__(*ports, **{"switch_after_s": 120.0} | settings)
         reload(self.settings, "servers.tune_pause_s", tune_pause_s)
         self.clock, self.facts = clock, Facts()
         self.servers = {port.id: port for port in ports}

@@ -256,8 +256,8 @@ class Desk:
         lease = self._leases.get(taken.pending.line)
         return lease.crashed if lease is not None else {}
 
-    def take_back(self, taken: Taken) -> None:
-        """A worker gave a request back, or could not begin with it: that is nobody's fault."""
+    def take_back(self, taken: Taken, fault: Fault | None) -> None:
+        """A worker gave a request back, could not begin with it, or was cut short by ``fault``: nobody is to blame."""
         lease = self._leases.get(taken.pending.line)
         if lease is None:
             self._queue.withdraw(taken)
@@ -271,8 +271,7 @@ class Desk:
         if lease.abandoned:
             self._forget(lease)
         elif lease.seen:
-            pending, fault = taken.pending, Cause.SERVER_WITHDRAWN.fault("its server was taken out of use")
-            self._end(lease, _failure(records.lost(pending.raw, pending.line, 1, pending.servers, fault), again=True))
+            self._end(lease, _failure(_cut_short(taken.pending, fault), again=True))
         elif self.stopped:
             self._end(lease, self._stop_of())
         else:
@@ -328,6 +327,12 @@ def read_question(raw: bytes) -> Read:
     if request.urls or request.files:
         raise InteractiveError("an interactive request cannot name urls or files", code="not_supported")
     return Read(request, hashlib.sha256(raw).digest())
+
+
+def _cut_short(pending: Pending, fault: Fault | None) -> bytes:
+    fault = fault or Cause.SERVER_WITHDRAWN.fault("its server was taken out of use")
+    fault = fault._replace(message=f"the answer was cut short: {fault.message}")
+    return records.lost(pending.raw, pending.line, pending.attempt, pending.servers, fault)
 
 
 def _failure(record: bytes, *, again: bool) -> Ended:

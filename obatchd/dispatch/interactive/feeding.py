@@ -152,7 +152,7 @@ class Feeding:
         item = OfferItem(INTERACTIVE, lease.number, pending.attempt, pending.raw, pending.servers, limit_s)
         able = link.capabilities.get(lease.profile.model, [])
         options = server.load_options(lease.profile)
-        worker.send(Offer(lease.profile.model, options, [item], able, _RANK, lease.question.stream))
+        link.send(Offer(lease.profile.model, options, [item], able, _RANK, lease.question.stream))
         link.counted()
 
 
@@ -163,6 +163,8 @@ def _to_spare(link: Link) -> int:
 
 def _room(link: Link) -> int:
     """How many interactive requests may be sent to a server now."""
+    if link.worker is not None and link.worker.is_full:
+        return 0
     if link.rests:
         return 1 - len(link.offers)
     if link.is_quick:

@@ -56,6 +56,8 @@ class Worker:
         self._limit_s = 0.0  # monotonic; when it rings
         self._tokens = 0
         self._last_token_s = time.monotonic()
+        self._got = 0  # requests, in the life of this worker
+        self._pinged = (0, 0)  # by the latest ping: how many were sent before it, and how many had come then
 
     async def run(self) -> None:
         """Serve until the socket closes."""
@@ -86,9 +88,11 @@ class Worker:
                 for held in self._held.values():
                     self._give_up(held, Fault(message.fault, message.code, message.message))
             case protocol.Ping():
+                self._pinged = (message.offered, self._got)
                 self._report_progress()
 
     def _take(self, offer: protocol.Offer) -> None:
+        self._got += len(offer.items)
         for item in offer.items:
             key = (item.job, item.line)
             stream = Stream(item, self._tokens_out, silent=not offer.stream) if offer.rank else None
@@ -307,7 +311,10 @@ class Worker:
 
     def _report_progress(self) -> None:
         silent_s = time.monotonic() - self._last_token_s if self._attempts.active else 0.0
-        self._channel.send(protocol.Progress(self._tokens, self._attempts.active, silent_s))
+        held = len(self._held) + len(self._results)
+        self._channel.send(
+            protocol.Progress(self._tokens, self._attempts.active, silent_s, held, self._got, *self._pinged)
+        )
         self._tokens = 0
 
     async def _tick(self) -> None:

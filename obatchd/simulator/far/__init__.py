@@ -1,0 +1,1 @@
+"""Workers that seem to be far away."""
