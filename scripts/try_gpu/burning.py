@@ -102,6 +102,10 @@ def burnin(machine: Machine, results: Results) -> None:
 
 
 def _carry_out(results: Results, daemon: Daemon, arguments: list[str]) -> None:
+    if daemon.status()["burnin"]:
+        results.say("the run that was cut off goes on")
+        _go_on(results, daemon)
+        return
     try:
         answer = control(daemon, "burnin", "start", *arguments, timeout_s=MOST_S)
     except subprocess.TimeoutExpired:
@@ -111,6 +115,18 @@ def _carry_out(results: Results, daemon: Daemon, arguments: list[str]) -> None:
     if answer.returncode not in (0, 1, 2):
         results.fail(f"burnin start ended with {answer.returncode}")
     for line in (answer.stdout + answer.stderr).strip().splitlines()[-60:]:
+        results.say(line)
+
+
+def _go_on(results: Results, daemon: Daemon) -> None:
+    until_s = time.monotonic() + MOST_S
+    while daemon.status()["burnin"]:
+        if time.monotonic() > until_s:
+            results.fail(f"the run was not over after {MOST_S} s more, and is stopped")
+            control(daemon, "burnin", "stop")
+            return
+        time.sleep(1)
+    for line in control(daemon, "burnin", "report").stdout.strip().splitlines()[-60:]:
         results.say(line)
 
 

@@ -35,18 +35,30 @@ class Results:
         kept.mkdir(parents=True, exist_ok=True)
         state.mkdir(parents=True, exist_ok=True)
         self._step: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
         self._began_s = 0.0
 
     @contextlib.contextmanager
     def step(self, name: str, where: str) -> Iterator[None]:
         """One step; ``where`` says on what it runs."""
         self._began_s = time.monotonic()
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._step = {"step": name, "on": where, "at": at, "took_s": 0.0, "lines": [], "figures": {}, "failed": []}
+        before = dict(self._steps()).get(name, {})
+        self._before = before["figures"] if before and not before.get("whole", True) and before["on"] == where else {}
+        self._step = {
+            "step": name,
+            "on": where,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "took_s": 0.0,
+            "whole": False,
+            "lines": [],
+            "figures": {},
+            "failed": [],
+        }
         print(f"== {name}, on {where}")
         try:
             with self.part("the step as a whole"):
                 yield
+            self._step["whole"] = True
         except OutOfTime:
             self.fail("the rest of the step: its nine minutes were over")
         finally:
@@ -75,6 +87,10 @@ class Results:
         shown = f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e5 else value
         self.say(f"{name}: {shown} {unit}".rstrip())
 
+    def earlier(self, name: str) -> float | str | None:
+        """A figure of this step that was measured before it was cut off, on the same machine."""
+        return self._before.get(name)
+
     def fail(self, text: str) -> None:
         self._step["failed"].append(text)
         print(f"   FAILED: {text}", flush=True)
@@ -91,7 +107,7 @@ class Results:
         (self.kept / name).write_text(json.dumps(document, indent=1, default=str))
 
     def failed_steps(self) -> list[str]:
-        return [name for name, step in self._steps() if step["failed"]]
+        return [name for name, step in self._steps() if step["failed"] or not step.get("whole", True)]
 
     def _steps(self) -> list[tuple[str, dict[str, Any]]]:
         paths = [(name, self._state / f"{name}.json") for name in STEPS]
@@ -104,7 +120,7 @@ class Results:
         lines = ["scripts/try-gpu", ""]
         for name, step in steps:
             failed = step["failed"]
-            verdict = f"{len(failed)} FAILED" if failed else "good"
+            verdict = f"{len(failed)} FAILED" if failed else "good" if step.get("whole", True) else "CUT OFF"
             lines += [f"== {name}: {verdict}, {step['took_s']:.0f} s, {step['at']}, on {step['on']}"]
             lines += [f"   {line}" for line in step["lines"]] + [f"   FAILED: {line}" for line in failed] + [""]
         missing = [name for name in STEPS if name not in dict(steps)]

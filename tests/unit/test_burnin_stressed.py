@@ -339,6 +339,13 @@ def test_runs_without_a_model_compare_by_products() -> None:
     assert "no model" in comparison(compared)
 
 
+def test_nobody_is_slow_in_a_comparison_because_one_of_two_others_is_fast() -> None:
+    one, two, fast = (report.build(simulate([Card(stressed=Stressed(link=link))], 0.4)) for link in (1.0, 1.0, 1.3))
+    [group] = compare([named("one", one), named("two", two), named("fast", fast)]).groups
+    assert [row.stress_of_median_percent["to_host"] for row in group.gpus] == [100.0, 100.0, 130.0]
+    assert {row.judgement for row in group.gpus} == {"as the others"}
+
+
 def test_products_of_two_versions_of_the_library_are_not_compared() -> None:
     fast, slow = (
         report.build(simulate([Card(stressed=Stressed(compute=speed)) for _ in range(2)], 0.4)) for speed in (1.0, 0.8)

@@ -161,3 +161,22 @@ def test_a_part_that_fails_leaves_the_others_and_the_summary(parts: Any, tmp_pat
     with folder.step("job", "a GPU"):  # once more, and well
         folder.say("after")
     assert folder.failed_steps() == ["readings"]
+
+
+def test_a_step_that_is_cut_off_says_so_and_goes_on_with_its_figures(parts: Any, tmp_path: Path) -> None:
+    def folder() -> Any:
+        return parts("results").Results(tmp_path / "kept", tmp_path / "state", None)
+
+    cut_off = folder()
+    with pytest.raises(KeyboardInterrupt), cut_off.step("slots", "a GPU"):
+        cut_off.figure("with_1", 99.0)
+        raise KeyboardInterrupt
+    assert "slots: CUT OFF" in (tmp_path / "kept" / "summary.txt").read_text()
+    assert cut_off.failed_steps() == ["slots"]
+    again = folder()
+    with again.step("slots", "a GPU"):
+        assert (again.earlier("with_1"), again.earlier("with_2")) == (99.0, None)
+        again.figure("with_1", 99.0)
+    assert "slots: good" in (tmp_path / "kept" / "summary.txt").read_text()
+    with again.step("slots", "a GPU"):  # one that was whole begins anew
+        assert again.earlier("with_1") is None

@@ -160,12 +160,13 @@ def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninRepor
 
 
 def _of_median(row: ComparedGpu, members: list[ComparedGpu]) -> dict[str, float]:
-    """Each speed of a GPU, in percent of the median of those others that tell it."""
+    """Each speed of a GPU, in percent of the median of the others that tell it; of an even number see verdict.loads."""
     found = {}
     others = [_speeds(other) for other in members if other is not row]
     for name, speed in _speeds(row).items():
         if known := [speeds[name] for speeds in others if name in speeds]:
-            found[name[0]] = round(100 * speed / statistics.median(known), 1)
+            middle = statistics.median if name[0] == "tokens" else statistics.median_low
+            found[name[0]] = round(100 * speed / middle(known), 1)
     return found
 
 
