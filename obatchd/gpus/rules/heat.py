@@ -10,6 +10,7 @@ from obatchd.gpus.finding import Finding, finding
 from obatchd.gpus.model import ClockReason, Reading
 from obatchd.gpus.track import GAP_S, HARDWARE_SLOWDOWN, LOADED_PERCENT, Track
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.times import duration
 
 _MINUTE_S = 60
 _MIN_LOADED_S = 60.0  # of loaded time before a share of it says anything
@@ -29,7 +30,7 @@ def hardware_slowdown(track: Track, settings: GpuHealthSettings) -> Iterator[Fin
     share = total_s / track.loaded_s if track.loaded_s >= _MIN_LOADED_S else 0.0
     if total_s > settings.slowdown_run_s or share > settings.slowdown_run_share:
         of_load = f"{100 * share:.1f} % of the loaded time"
-        text = f"slowed down by hardware ({_cause(track)}) for {total_s:.0f} s, {of_load}"
+        text = f"slowed down by hardware ({_cause(track)}) for {duration(total_s)}, {of_load}"
         since_s = track.first_s.get("hw_thermal_s", track.began_s)
         yield finding("hw_slowdown_time", text, round(total_s, 1), settings.slowdown_run_s, since_s)
 
