@@ -378,7 +378,7 @@ def test_a_comparison_shows_power_heat_coverage_links_and_what_was_wrong() -> No
     )
     assert lines[place + 2].endswith("96 % gen 5 ×16              –  none")
     page = render(one)
-    assert "generation 5 of 5, 8 of 16 lanes" in page and re.search(r"NVLink errors</dt><dd>\d\d</dd>", page)
+    assert "generation 5 of 5, lanes 8 of 16" in page and re.search(r"NVLink errors</dt><dd>\d\d</dd>", page)
 
 
 def test_products_too_short_for_a_speed_are_told_as_such() -> None:

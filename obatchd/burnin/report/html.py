@@ -277,7 +277,7 @@ def _pcie(gpu: BurninGpuPages) -> str | None:
     if generation is None or lanes is None:
         return None
     best, most = (f" of {limit}" if limit else "" for limit in (card.pcie_gen_max, card.pcie_width_max))
-    return f"generation {generation}{best}, {lanes}{most} lanes"
+    return f"generation {generation}{best}, lanes {lanes}{most}"
 
 
 def _stressed(loads: StressLoads, report: BurninReport) -> str:
