@@ -7,7 +7,7 @@ import gc
 import os
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from daemon_support import CHANNEL, Daemon
 
+_SHOWN_CHARACTERS = 6000  # of the log of each daemon of a test that fails
 pytest.register_assert_rewrite("reload_burnin", "reload_gpus", "reload_parts", "reload_stage")
 
 
@@ -54,10 +55,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="takes minutes: scripts/test-long runs it"))
 
 
+_DAEMONS = pytest.StashKey[list[Daemon]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows how its daemons were and what they logged last."""
+    report = yield
+    for daemon in item.stash.get(_DAEMONS, []) if report.failed else ():
+        ended = "was not started" if daemon.process is None else f"exit code so far: {daemon.process.poll()}"
+        report.sections.append((f"log of {daemon.root.name} ({ended})", daemon.log()[-_SHOWN_CHARACTERS:]))
+    return report
+
+
 @pytest.fixture
-def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+def make_daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Daemon]]:
     """Makes daemons that are not started yet: ``make_daemon(config, simulator=…)``; see :class:`Daemon`."""
-    made: list[Daemon] = []
+    made = request.node.stash.setdefault(_DAEMONS, [])
 
     def make(config: dict[str, Any] | str | None = None, **arguments: Any) -> Daemon:
         made.append(Daemon(tmp_path / f"d{len(made)}", config, **arguments))

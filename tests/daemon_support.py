@@ -72,18 +72,6 @@ def json_array_gz(requests: Iterable[Document]) -> bytes:
     return gzip.compress(json.dumps(list(requests)).encode())
 
 
-def free_ports(count: int) -> int:
-    """The first of ``count`` consecutive ports that nobody uses now."""
-    import socket
-
-    for first in range(20000 + os.getpid() % 1000 * 10, 60000, count):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise AssertionError("no free ports")
-
-
 def alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

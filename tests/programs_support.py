@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from daemon_support import Daemon, Document, free_ports, wait_for
+from daemon_support import Daemon, Document, wait_for
 from openai import OpenAI
 from openai.types import Batch
+from port_support import free_ports
 
 from obatchd.client.runtime import HTTP_SOCKET, read_record
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from daemon_support import Document, ask_server, free_ports, wait_for
+from daemon_support import Document, ask_server, wait_for
 from front_support import Front, Page, front_of
+from port_support import free_ports
 
 # What the proxy answers in place of the server behind it, in turn; None passes everything on.
 _PAGES = (Page(502), None, Page(404), None, Page(200, b"<html>Sign in</html>"), None, Page(504, b""), None)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from browser_support import Browser, link_of
-from daemon_support import Daemon, free_ports, wait_for
+from daemon_support import Daemon, wait_for
+from port_support import free_ports
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import demo_burnin

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from browser_support import Browser
-from daemon_support import Daemon, free_ports, wait_for
+from daemon_support import Daemon, wait_for
+from port_support import free_ports
 from test_service_users import as_user, submit
 
 from obatchd.client.control import ControlClient

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from daemon_support import Daemon, Document, free_ports, jsonl, kill_server, prompts, wait_for
+from daemon_support import Daemon, Document, jsonl, kill_server, prompts, wait_for
+from port_support import free_ports
 from programs_support import Programs, certificate, over_http
 from prometheus_support import Prometheus, Target, needs_prometheus, node_exporter, scraping
 from test_metric_rules import ALERTS, queries

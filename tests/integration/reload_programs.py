@@ -8,7 +8,8 @@ import socket
 from contextlib import closing
 from typing import Any
 
-from daemon_support import Document, free_ports, wait_for
+from daemon_support import Document, wait_for
+from port_support import free_ports
 from programs_support import CHAT, FORM, batch_file, line, multipart
 from reload_stage import Effect, Scene, Stage
 

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from daemon_support import Daemon, Document, free_ports, jsonl, prompts, wait_for
+from daemon_support import Daemon, Document, jsonl, prompts, wait_for
 from document_shapes import Documents
+from port_support import free_ports
 
 from obatchd.client.runtime import CONTROL_SOCKET, read_record
 from obatchd.simulator.timeline import GpuEvent, write_script

@@ -16,12 +16,12 @@ from daemon_support import (
     Daemon,
     ask_server,
     digest,
-    free_ports,
     json_array_gz,
     jsonl,
     prompts,
     wait_for,
 )
+from port_support import free_ports
 
 pytestmark = pytest.mark.over_channel
 

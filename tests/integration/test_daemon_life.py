@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from daemon_support import BIN, Daemon, alive, ask_server, free_ports, jsonl, kill_server, prompts, wait_for
+from daemon_support import BIN, Daemon, alive, ask_server, jsonl, kill_server, prompts, wait_for
+from port_support import free_ports
 
 Start = Callable[..., Daemon]
 STEADY: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.1}}

@@ -16,8 +16,9 @@ from typing import Any
 import httpx2
 import ollama
 import pytest
-from daemon_support import Daemon, free_ports, wait_for
+from daemon_support import Daemon, wait_for
 from openai import OpenAI
+from port_support import free_ports
 from programs_support import Programs, certificate, over_http, questions
 
 from obatchd.client import Client

@@ -19,8 +19,9 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from daemon_support import Daemon, Document, free_ports, wait_for
+from daemon_support import Daemon, Document, wait_for
 from openai import OpenAI
+from port_support import free_ports
 from programs_support import (
     CHAT,
     FORM,

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
+from daemon_support import Daemon, Job, jsonl, prompts, wait_for
 from openai import AuthenticationError, RateLimitError
 from openai import NotFoundError as NotFound
+from port_support import free_ports
 from programs_support import CHAT, FORM, Answer, Programs, multipart, over_http, questions
 
 from obatchd.client import Client as PythonClient
