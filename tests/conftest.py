@@ -15,7 +15,8 @@ import pytest
 import uvloop
 from daemon_support import CHANNEL, Daemon
 
-_SHOWN_CHARACTERS = 6000  # of the log of each daemon of a test that fails
+_DAEMONS = pytest.StashKey[list[Daemon]]()  # those that a test has made
+_SHOWN_CHARACTERS = 6000  # of the log of each of them, where the test fails
 pytest.register_assert_rewrite("reload_burnin", "reload_gpus", "reload_parts", "reload_stage")
 
 
@@ -53,9 +54,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
         if not os.environ.get("OBATCHD_TEST_LONG") and item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: scripts/test-long runs it"))
-
-
-_DAEMONS = pytest.StashKey[list[Daemon]]()
 
 
 @pytest.hookimpl(wrapper=True)
