@@ -13,6 +13,7 @@ import pytest
 
 from obatchd.errors import ConfigError
 from obatchd.simulator import answers
+from obatchd.simulator.cards import load as cards_load
 from obatchd.simulator.cards.load import Averages, Load, LoadReporter
 from obatchd.simulator.config import Config, Distribution, Fault, FaultBox, ModelSpec, load
 from obatchd.simulator.gpus import SimulatedGpus, simulated_gpus, simulated_uuid
@@ -156,3 +157,14 @@ def test_a_dead_server_leaves_its_gpu_idle_and_its_runner_holding_memory(tmp_pat
     path.write_bytes(msgspec.json.encode(Load(finished.pid, 4, 4, 1024, hot, 0.0, runner_pid=os.getpid())))
     reading = SimulatedGpus(tmp_path, 1).readings()[0]
     assert (reading.utilisation_percent, reading.memory_used_bytes) == (0, 1024)
+
+
+def test_a_runner_that_dies_during_a_reading_never_holds_memory_without_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([True])  # it is gone at the second look
+    monkeypatch.setattr(cards_load, "is_alive", lambda pid: pid == os.getpid() or next(looks, False))
+    note = Load(os.getpid(), 4, 0, 1024, Averages(), 0.0, runner_pid=2**22 + 1)
+    (tmp_path / f"{simulated_uuid(0)}.json").write_bytes(msgspec.json.encode(note))
+    reading = SimulatedGpus(tmp_path, 1).readings()[0]
+    assert all(process.pid is not None for process in reading.processes)

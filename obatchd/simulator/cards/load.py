@@ -172,7 +172,7 @@ def total(directory: Path, uuid: str) -> Total:
         power=sum(each.power for each in averages),
         temp=sum(each.temp for each in averages),
         powered_s=sum(each.powered_s for each in averages),
-        held=[(load.holder, load.vram_bytes) for load in found if load.holder],
+        held=[(holder, load.vram_bytes) for load in found if (holder := load.holder)],
     )
 
 
