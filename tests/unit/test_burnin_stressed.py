@@ -123,6 +123,16 @@ def test_first_results_that_all_differ_are_no_pass() -> None:
     assert [gpu.verdict for gpu in four.gpus] == ["PASS", "PASS", "INCONCLUSIVE", "INCONCLUSIVE"]
 
 
+@pytest.mark.parametrize("good", [2, 5])
+def test_two_cards_that_share_a_result_that_is_not_more_common_than_another_do_not_pass(good: int) -> None:
+    firsts = ["good"] * good + ["other", "other"]
+    gpus = report.build(simulate([Card(stressed=Stressed(first=first)) for first in firsts], 0.4)).gpus
+    of_good = "INCONCLUSIVE" if good == 2 else "PASS"
+    assert [gpu.verdict for gpu in gpus] == [of_good] * good + ["INCONCLUSIVE"] * 2
+    text = gpus[-1].reasons[0].text
+    assert f"is that of 1 other GPU of its kind, but {good} agree on another: some are wrong" in text, text
+
+
 def test_a_slow_link_to_one_peer_is_found_at_both_of_its_ends_and_a_slow_gpu_at_one() -> None:
     cards = [Card() for _ in range(4)]
     cards[1].stressed.peers = lambda peer, speed: speed / 2 if peer == 2 else speed

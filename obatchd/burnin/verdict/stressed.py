@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -68,21 +69,27 @@ def _of_firsts(evidence: Evidence, siblings: Sequence[Evidence]) -> Iterator[Rea
     unclear = None
     for precision, own in evidence.firsts.items():
         others = [s.firsts[precision] for s in siblings if precision in s.firsts and _same_library(evidence, s)]
-        if own in others or not others:
+        like = others.count(own)
+        most = max(Counter(other for other in others if other != own).values(), default=0)
+        if like >= most:
             continue
-        if len(others) >= _LIKE - 1 and len(set(others)) == 1:
-            text = f"its products in {precision} repeat themselves, but all {len(others)} others of its kind agree on "
+        if len(others) == most >= _LIKE - 1:
+            text = f"its products in {precision} repeat themselves, but all {most} others of its kind agree on "
             yield Reason("fail", WRONG_RESULT, f"{text}another result", DIAGNOSE)
             return
-        than = (
-            "that of the other GPU of its kind: one of them is wrong"
-            if len(others) == 1
-            else f"those of all {len(others)} others of its kind, which differ among themselves: some are wrong"
-        )
-        text = f"the result of its products in {precision} differs from {than}, and nobody can say which"
+        text = f"the result of its products in {precision} {_beside(like, most, len(others))}, and nobody can say which"
         unclear = unclear or Reason("inconclusive", "results_differ", text, DIAGNOSE)
     if unclear is not None:
         yield unclear
+
+
+def _beside(like: int, most: int, others: int) -> str:
+    """How a result stands to those of ``others`` GPUs: ``like`` have the same, ``most`` agree on another one."""
+    if like:
+        return f"is that of {counted(like, 'other GPU')} of its kind, but {most} agree on another: some are wrong"
+    if others == 1:
+        return "differs from that of the other GPU of its kind: one of them is wrong"
+    return f"differs from those of all {others} others of its kind, which differ among themselves: some are wrong"
 
 
 def _same_library(one: Evidence, other: Evidence) -> bool:
