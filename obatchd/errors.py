@@ -60,6 +60,10 @@ class InteractiveError(ObatchError, code="interactive"):
         self.retry_after_s = retry_after_s
 
 
+class ClusterError(ObatchError, code="cluster"):
+    """A session between head and host cannot begin, or ended; or a host cannot join."""
+
+
 class GpuError(ObatchError, code="gpu"):
     """NVML or a GPU cannot be used."""
 
