@@ -39,9 +39,9 @@ from obatchd.front.native.models import NativeModelRoutes
 from obatchd.front.page.routes import PageRoutes
 from obatchd.front.routes import CALLER, Call, Route, Table, call_of
 from obatchd.front.tls import Certificate
+from obatchd.settings.addresses import Address
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.http import Address
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
