@@ -67,7 +67,7 @@ def test_a_slow_gpu_that_is_alone_in_its_host_is_found_beside_those_of_other_hos
         part("node01", [Card()], seed=1), part("node02", [Card()], seed=2), part("node03", slow, seed=3)
     )
     assert verdicts(document) == {"node01.gpu0": "PASS", "node02.gpu0": "PASS", "node03.gpu0": "FAIL"}
-    assert reasons(document, "node03.gpu0") [:1] == ["fail slow"]
+    assert reasons(document, "node03.gpu0")[:1] == ["fail slow"]
     assert (document.verdict, document.exit_code) == ("FAIL", 1)
     assert [gpu.host for gpu in document.gpus] == ["node01", "node02", "node03"]
     text = summary(document)
