@@ -147,6 +147,7 @@ WORDS: Mapping[str, str] = {
     "server_not_closed": "Server {server} was not closed because of a defect of obatchd; please report this",
     "servers_exposed": "Everybody who reaches {listen} can use the servers",
     "health_missed": "Server {server} does not answer",
+    "resume_failed": "Server {server} could not be told to go on",
     "slots_halved": "Server {server}: {slots:slot} for {model}, because more do not fit",
     "tuning_ended": "Slots are tuned no more until obatchd starts again, because of a defect of it; please report this",
     "slots_measured": "Server {server}: {model} with {slots:slot} gives {tokens_per_s} tokens/s",
