@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -22,6 +22,14 @@ class Alarm(msgspec.Struct, frozen=True):
     def words(self) -> str:
         """What happened, and what to do, in one line for people."""
         raise NotImplementedError
+
+
+class Announcer(Protocol):
+    """Tells somebody outside; :class:`obatchd.telling.alarms.Alarms`, and on a host of many
+    :class:`obatchd.cluster.host.alarms.AlarmsToHead`."""
+
+    def announce(self, alarm: Alarm) -> None:
+        """Raise an alarm, if somebody wants to hear of its kind."""
 
 
 class GpuQuarantined(Alarm, frozen=True):
@@ -152,9 +160,9 @@ class AlarmTest(Alarm, frozen=True):
         return "this is a test: alarms arrive here"
 
 
-def message(alarm: Alarm) -> dict[str, Any]:
-    """An alarm of now as it leaves this host."""
-    host = socket.gethostname()
+def message(alarm: Alarm, host: str = "") -> dict[str, Any]:
+    """An alarm of now as it leaves this host; ``host`` is the joined host that it comes from, else it is this one."""
+    host = host or socket.gethostname()
     text = " ".join(f"obatchd on {host}: {alarm.words}".split())
     head = {"schema": SCHEMA, "kind": alarm.kind, "at": instant(time.time()), "host": host, "text": text}
     return head | msgspec.structs.asdict(alarm)
