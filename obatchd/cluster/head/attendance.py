@@ -143,7 +143,9 @@ class Attendance:
             case messages.AlarmNews():
                 self._alarms.told(self.host.name, message)
             case _:
-                raise ClusterError(f"it said {type(message).__name__} out of turn", code="bad_frame")
+                raise ClusterError(
+                    "it answered a question that it was not asked, or said hello twice", code="bad_frame"
+                )
 
     def _greeted(self, hello: Hello) -> None:
         self._hello = hello

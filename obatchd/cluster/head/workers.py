@@ -112,8 +112,8 @@ class HostedWorker:
         self._place.ended(end)
 
     def forgotten(self) -> None:
-        """Nobody at the head has to do with it any more."""
-        self.kill()
+        """Nobody at the head has to do with it any more; its host ends it with its server, or with the session."""
+        self._ended = True
 
 
 @attrs.define(eq=False)
