@@ -119,7 +119,7 @@ async def test_errors_of_a_load_are_those_of_the_host(head: HeadRig) -> None:
         with pytest.raises(ServerError, match="no server gpu0"):
             await server.load(LARGE)
         host.desk.refuse, host.desk.lies = None, True
-        with pytest.raises(ServerError, match="says that node07.gpu0 has loaded large") as lied:
+        with pytest.raises(ServerError, match=r"says that node07\.gpu0 has loaded large") as lied:
             await server.load(LARGE)
         assert lied.value.code == "load_failed"
         server.loaded = None  # dispatch does not believe it any more
@@ -160,7 +160,7 @@ async def test_commands_of_operators_reach_the_host(head: HeadRig) -> None:
         assert [what for what, _ in host.desk.asked] == ["resume", "try_again", "restart"]
         await until(lambda: messages.Fault("gpu0", "it hangs", broken=True) in host.heard)
         assert messages.Fault("gpu0", "it is slow") in host.heard
-    with pytest.raises(ServerError, match="node07.gpu0 is down: host node07 is away"):
+    with pytest.raises(ServerError, match=r"node07\.gpu0 is down: host node07 is away"):
         await server.restart("asked")
 
 

@@ -22,6 +22,7 @@ from obatchd.errors import ClusterError
 from obatchd.jobs.model import Outcome, Profile, place_of
 from obatchd.ollama import faults
 from obatchd.servers.states import ServerState
+from obatchd.words import counted
 
 MOST_SERVERS = 256  # of one host
 _MOST_SLOTS = 4096
@@ -63,7 +64,7 @@ def _counts(values: Iterable[tuple[str, int | None]], most: int = _MOST_COUNT) -
 
 def _texts(values: Iterable[tuple[str, str]], most: int = _MOST_TEXT) -> None:
     for name, value in values:
-        _demand(len(value) <= most, f"{name} has {len(value)} characters")
+        _demand(len(value) <= most, f"{name} is too long ({len(value)})")
 
 
 # News.
@@ -74,7 +75,7 @@ def check_server(news: ServerNews) -> None:
     where = f"server {news.id[:80]!r}: "
     _demand(bool(_ID.fullmatch(news.id)), f"{where}that is no name of a server")
     _demand(news.state in _STATES, f"{where}its state is {news.state[:40]!r}")
-    _demand(1 <= news.slots <= _MOST_SLOTS, f"{where}it has {news.slots} slots")
+    _demand(1 <= news.slots <= _MOST_SLOTS, f"{where}the number of its slots is {news.slots}")
     _seconds(news.load_s, f"{where}load_s")
     _seconds(news.unloads_in_s, f"{where}unloads_in_s")
     counted = ("restarts", "pid", "loads", "model_vram_bytes")
@@ -84,7 +85,7 @@ def check_server(news: ServerNews) -> None:
     _demand(urlsplit(news.base_url).scheme in ("http", "https"), f"{where}its address is {news.base_url[:80]!r}")
     for profile in (news.loaded, news.loading):
         _check_profile(profile, where)
-    _demand(len(news.gpus) <= _MOST_GPUS, f"{where}it has {len(news.gpus)} GPUs")
+    _demand(len(news.gpus) <= _MOST_GPUS, f"{where}it has too many GPUs ({len(news.gpus)})")
     for gpu in news.gpus:
         _texts([(f"{where}a GPU", gpu.uuid), (f"{where}a GPU", gpu.name), (f"{where}a GPU", gpu.driver)], 200)
         _counts([(f"{where}a GPU's index", gpu.index), (f"{where}a GPU's memory", gpu.memory_bytes)])
@@ -98,9 +99,9 @@ def _check_profile(profile: Profile | None, where: str) -> None:
 
 
 def _check_tables(news: ServerNews, where: str) -> None:
-    _demand(len(news.holds) <= _MOST_ENTRIES, f"{where}it has {len(news.holds)} holds")
+    _demand(len(news.holds) <= _MOST_ENTRIES, f"{where}it has too many holds ({len(news.holds)})")
     _texts((f"{where}a hold", text) for entry in news.holds.items() for text in entry)
-    _demand(len(news.load_options) <= _MOST_ENTRIES, f"{where}it has {len(news.load_options)} options")
+    _demand(len(news.load_options) <= _MOST_ENTRIES, f"{where}it has too many options ({len(news.load_options)})")
     for name, value in news.load_options.items():
         plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
         _demand(plain and len(name) <= 100 and len(str(value)) <= 500, f"{where}an option that is none")
@@ -110,8 +111,8 @@ def check_host(news: HostNews) -> None:
     """Raises ClusterError (``untrue``) where news of a host cannot be."""
     _texts([("the reason of its leaving", news.leaving), *(("a notice", notice) for notice in news.notices)])
     for name, held in (("notices", news.notices), ("downloads", news.pulls), ("readings", news.readings)):
-        _demand(len(held) <= MOST_SERVERS * 4, f"it has {len(held)} {name}")
-    _demand(len(news.gpus.gpus) <= MOST_SERVERS, f"it has {len(news.gpus.gpus)} GPUs")
+        _demand(len(held) <= MOST_SERVERS * 4, f"it has too many {name} ({len(held)})")
+    _demand(len(news.gpus.gpus) <= MOST_SERVERS, f"it has too many GPUs ({len(news.gpus.gpus)})")
 
 
 # What workers say.
@@ -218,7 +219,7 @@ class Ledger:
         named = ((name, getattr(told, name)) for name in ("tokens", "active", "got", "offered", "got_then"))
         _counts((f"{self._server}: {name}", value) for name, value in named)
         true = 0 <= told.held <= self._got and told.got <= self._got and told.offered <= self._got
-        _demand(true, f"{self._server} says that it got {told.got} requests and holds {told.held}")
+        _demand(true, f"{self._server} says that it got {counted(told.got, 'request')} and holds {told.held}")
 
     def _check_result(self, item: ResultItem) -> None:
         key = (item.job, item.line)
