@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
+from obatchd.daemon.burnin import BurninHost, DispatchedWork, stress_files
 from obatchd.daemon.machine import Host, machine
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
@@ -63,7 +62,6 @@ from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
 
@@ -154,15 +152,9 @@ def head(
 
 def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
     settings, directory = work.settings, work.layout.work
-    files = _stress_files(directory, settings.value)
+    files = stress_files(directory, settings.value)
     tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
     return Burnin(directory / "burnin", tested)
-
-
-def _stress_files(work: Path, settings: Settings) -> StressFiles:
-    ollama = shutil.which(settings.servers.ollama)
-    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
-    return StressFiles(work.absolute() / "simulator", libraries)
 
 
 class DispatchMover:

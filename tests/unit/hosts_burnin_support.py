@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -15,7 +15,7 @@ from session_support import Kept, sessions
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.manager import Burnin
 from obatchd.cluster.head.burnin.runs import HostsBurnin
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.head.server import HostedServer
 from obatchd.cluster.host.desks.burnin import HostBurninDesk
 from obatchd.cluster.messages import ServerNews
@@ -41,7 +41,7 @@ class Machine:
         self.directory = directory / name
         self.bench = Bench(self.directory, monkeypatch, gpus)
         self.bench.burnin = LIMITS
-        self.joined = JoinedHost(name)
+        self.joined = JoinedHost(name, cast(Any, None))  # its sessions are begun here
         self.runs = Burnin(self.directory, self.bench)
         self._tasks: list[asyncio.Task[str]] = []
 

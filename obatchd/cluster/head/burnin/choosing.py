@@ -9,7 +9,7 @@ import msgspec
 from obatchd.burnin.journal.records import Unit
 from obatchd.burnin.run.plan import Asked
 from obatchd.cluster.head.burnin.files import Part
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.errors import ConfigError
 from obatchd.servers.states import ServerState
 

@@ -13,7 +13,7 @@ from obatchd.burnin.journal.records import Bucket, Ended, Record
 from obatchd.burnin.run.manager import Burnin
 from obatchd.cluster.desks import ToldRecords
 from obatchd.cluster.head.burnin.files import HostsRun, Part, PartState, RunFiles
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.session import Session
 from obatchd.errors import NotFoundError, ObatchError, ServerError
 

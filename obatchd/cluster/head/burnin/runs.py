@@ -19,7 +19,7 @@ from obatchd.cluster.head.burnin.choosing import parts
 from obatchd.cluster.head.burnin.files import HostsRun, Part, RunFiles
 from obatchd.cluster.head.burnin.following import Following
 from obatchd.cluster.head.burnin.telling import Telling, listed
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents import excerpt
 from obatchd.documents.alarms import Announcer, BurninFinished
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
