@@ -184,7 +184,10 @@ def test_one_host_runs_on_each_node_under_its_own_name(script, tmp_path):
     calls = job.until("Node1 up", "gpu.a-2 up", "n3 up")
     for node, name in {"Node1": "node1", "gpu.a-2": "gpu-a-2", "n3": "n3"}.items():
         assert f"--nodelist={node} " in calls
-        given = f"host --until 1795990000 --enrol {tmp_path}/it's $(touch owned) an enrolment --name {name} --dir {tmp_path}/a b/4711/{name}"
+        given = (
+            f"host --until 1795990000 --enrol {tmp_path}/it's $(touch owned) an enrolment "
+            f"--name {name} --dir {tmp_path}/a b/4711/{name}"
+        )
         assert given in calls
     assert not (tmp_path / "owned").exists()
 
