@@ -11,7 +11,8 @@ import attrs
 import msgspec
 
 from obatchd.cluster.head.asking import ANSWER_S, ask, follow
-from obatchd.cluster.head.hosts import Hosts, JoinedHost
+from obatchd.cluster.head.hosts import Hosts
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.model_names import folded
