@@ -33,6 +33,7 @@ _ELSEWHERE = {
     "doctor": "doctor.doctor",
     "key": "keys",
     "audit": "audit",
+    "cluster": "cluster",
     "web": "web",
 }
 

@@ -52,7 +52,7 @@ cluster_command = Group("cluster", "Let an engine start obatchd on many hosts.")
 @click.option("--enrolment", type=_FILE, help="The file for the enrolment; default: beside the output.")
 @click.option("-o", "--output", type=_FILE, help="Write the file here instead of printing it.")
 def slurm_command(invocation: Invocation, nodes: str, limit: str | None, valid: float, **rest: Any) -> None:
-    """Print a file for sbatch: a job that runs obatchd host on each of its nodes.
+    """Print a file for sbatch, whose job runs obatchd host on its nodes.
 
     It holds no secret. Beside it a file is made that only you can read, with the enrolment by which the job's hosts
     join this head; obatchctl hosts forget --enrolment ends that.
