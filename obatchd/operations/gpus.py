@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from attrs import define, field, frozen
 
 from obatchd.cluster.head import gpus as elsewhere
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.control.auth import Caller
 from obatchd.documents.audit import (
     GPU_LENT,

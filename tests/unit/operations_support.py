@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from dispatch_support import FakeWorker
 from engine_support import NoProcess, Street
 from test_gpu_monitor import Bench, DictFacts
 
-from obatchd.cluster.head.hosts import Hosts
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Operations, Reads
 from obatchd.daemon.compose import DispatchMover
@@ -95,19 +95,6 @@ class Store:
         self.removed.append(name)
 
 
-class KnownNames:
-    """Implements :class:`obatchd.cluster.head.hosts.KnownHosts`."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def names(self) -> Sequence[str]:
-        return self._names
-
-    def is_drained(self, name: str) -> bool:
-        return False
-
-
 class Desk(Street):
     """The street as operators see it."""
 
@@ -138,7 +125,8 @@ class Desk(Street):
             self.work.settings, self.watch, self.fleet, DispatchMover(self.engine.dispatcher), alarms, self.failures
         )
         self.reloads = 0
-        self.hosts = Hosts(KnownNames(self.joined))
+        attached: Any = None  # what they do to servers is tried elsewhere
+        self.hosts = {name: JoinedHost(name, attached) for name in self.joined}
         models: Any = self.store
         unused: Any = None
         tuner = self.engine.dispatcher.tune(DictFacts(), self, self.engine.dispatcher.desk)
@@ -149,7 +137,7 @@ class Desk(Street):
         self.policy.monitor.listen(xids)
         self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
         self.metrics = Exposition(self.sources)
-        hosts = self.hosts.hosts
+        hosts = self.hosts
         jobs, cards = JobCommands(self.engine), GpuCards(self.policy, self.probe)
         gpus = GpuService(cards, self.work.audit, hosts)
         overviews = HostOverviews(self.engine, host_commands, gpus, self.burnin)

@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from operations_support import ADMIN, Desk, KnownNames, desk
+from operations_support import ADMIN, Desk, desk
 from session_support import Kept, sessions
 from test_gpu_monitor import Bench
 from test_gpu_service import cards_of
 from test_host_desks import Tasks
 
 from obatchd.cluster.head import gpus as elsewhere
-from obatchd.cluster.head.hosts import Hosts, JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.messages import HostNews
 from obatchd.control.operations import SpanAsked
@@ -37,15 +37,16 @@ class Fleet:
     def __init__(self, rig: Desk, own: int = 0) -> None:
         self.rig = rig
         self.at_host = GpuCards(rig.policy, rig.probe)
-        self.hosts = Hosts(KnownNames(("node07", "node08")))
+        attached: Any = None
+        self.hosts = {name: JoinedHost(name, attached) for name in ("node07", "node08")}
         here = cards_of(Bench(count=own))
-        self.gpus = GpuService(here, rig.work.audit, self.hosts.hosts)
+        self.gpus = GpuService(here, rig.work.audit, self.hosts)
         past: Any = NoPast()
-        self.histories = Histories(past, self.gpus, self.hosts.hosts)
+        self.histories = Histories(past, self.gpus, self.hosts)
 
     @property
     def node07(self) -> JoinedHost:
-        return self.hosts.hosts["node07"]
+        return self.hosts["node07"]
 
     def tell(self) -> None:
         """Have the host say what there is."""

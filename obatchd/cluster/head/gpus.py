@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from obatchd.cluster.head.asking import ask
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, HostProbe, Released
 from obatchd.documents.history import GpuColumns, GpuHistory
 

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from obatchd import log
 from obatchd.cluster.head import gpus as elsewhere
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.control.operations import SpanAsked
 from obatchd.documents.history import GpuHistory, HostWork, ServerWorked, WorkHistory
 from obatchd.engine.engine import Engine
