@@ -243,6 +243,7 @@ WORDS: Mapping[str, str] = {
     "gpu_quarantined": "{gpu} is out of use",
     "gpu_released": "{gpu} was released",
     "gpu_command": "",
+    "host_not_asked": "Host {host} did not tell about its GPUs",
     "gpu_command_failed": "The head's command {command} to {gpu} was not carried out",
     "gpu_record_unreadable": "A record of a GPU cannot be read",
     "gpu_records_unreadable": "The records of the GPUs cannot be read",
