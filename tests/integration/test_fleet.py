@@ -338,7 +338,7 @@ def test_sweep_finds_nothing_on_a_clean_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("servers", "count"), [({}, 0), ({"cpu_servers": 0}, 0), ({"cpu_servers": 1}, 1)], ids=["default", "none", "one"]
 )
-async def test_a_head_without_gpus_waits_for_hosts(tmp_path: Path, servers: dict[str, Any], count: int) -> None:
+async def test_a_head_without_gpus_waits_for_hosts(tmp_path: Path, servers: dict[str, int], count: int) -> None:
     head = settings("none", servers=servers, cluster={"listen": "127.0.0.1:7700"})
     async with running(head, tmp_path) as bench:
         assert len(bench.fleet.servers) == count
