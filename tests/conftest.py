@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import os
 import subprocess
 import warnings
@@ -13,9 +15,12 @@ from typing import Any
 
 import pytest
 import uvloop
+from cluster_support import Head, HostProcess
 from daemon_support import CHANNEL, Daemon
+from line_support import Line, line_to
+from port_support import free_ports
 
-_DAEMONS = pytest.StashKey[list[Daemon]]()  # those that a test has made
+_DAEMONS = pytest.StashKey[list[Daemon | HostProcess]]()  # those that a test has made
 _SHOWN_CHARACTERS = 6000  # of the log of each of them, where the test fails
 pytest.register_assert_rewrite("reload_burnin", "reload_gpus", "reload_parts", "reload_stage")
 
@@ -82,6 +87,44 @@ def make_daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
 
 
 @pytest.fixture
+def make_head(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Head]]:
+    """Makes heads that are not started yet: ``make_head(config, simulator)``; see :class:`Head`."""
+    made = request.node.stash.setdefault(_DAEMONS, [])
+
+    def make(config: dict[str, Any] | None = None, simulator: dict[str, Any] | None = None) -> Head:
+        head = Head(tmp_path / f"head{len(made)}", config, simulator)
+        made.append(head)
+        return head
+
+    yield make
+    _end(made)
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., HostProcess]]:
+    """Makes hosts that have neither joined nor started: ``make_host(head, name, …)``; see :class:`HostProcess`."""
+    made = request.node.stash.setdefault(_DAEMONS, [])
+    numbers = itertools.count(2)
+
+    def make(head: Head, name: str = "", **arguments: Any) -> HostProcess:
+        number = next(numbers)
+        name = name or f"node{number - 1:02}"
+        host = HostProcess(tmp_path / name, head, name, number=number, **arguments)
+        made.append(host)
+        return host
+
+    yield make
+    _end(made)
+
+
+@pytest.fixture
+def make_line() -> Iterator[Callable[[Head], Line]]:
+    """Makes lines to the door of a head: see :class:`Line`."""
+    with contextlib.ExitStack() as lines:
+        yield lambda head: lines.enter_context(line_to(head.port, free_ports(1)))
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a tmpfs with these options."""
     mounted: list[Path] = []
@@ -110,8 +153,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         _end([daemon])
 
 
-def _end(daemons: list[Daemon]) -> None:
-    for daemon in daemons:
+def _end(daemons: list[Daemon | HostProcess]) -> None:
+    for daemon in reversed(daemons):
         daemon.clean()
     for daemon in daemons:
         defects = [line for line in daemon.log().splitlines() if "Traceback" in line or "was never" in line]

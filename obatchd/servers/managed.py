@@ -24,6 +24,7 @@ from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
+from obatchd.servers.stores.known import LOCAL
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.words import counted
@@ -86,6 +87,10 @@ class ManagedServer(Server):
     def _url(self) -> str:
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.listen, self._settings.listen)
         return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+
+    @property
+    def store(self) -> str:
+        return LOCAL
 
     @property
     def models_dir(self) -> Path:

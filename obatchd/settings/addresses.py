@@ -1,18 +1,54 @@
-"""The addresses in ``[ollama_instances]``: what may be one, and what may have been meant by what is none."""
+"""Addresses: in ``[ollama_instances]`` (what may be one, and what may have been meant by another), and of doors."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
 import re
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 11434, "https": 443}  # of Ollama itself, and of a proxy in front of it
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]@]+)(:(\d{1,5}))?$")
+_LISTENING = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost)):([0-9]{1,5})")
 _NAME = re.compile(r"\w(?:[\w-]*\w)?")  # of one part between dots; resolvers pass letters of other alphabets
 _OTHER_COLON = re.compile(r"^(?P<host>[^\[]*\w)\W+(?P<port>\d{1,5})$")  # something else stands where the colon belongs
 _SCHEME = re.compile(r"^([a-z]{1,7}):/+", re.IGNORECASE)
+
+
+class Address(NamedTuple):
+    """Where a door is."""
+
+    host: str  # an IP address, or a name where others reach it by one
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can reach it; raises ValueError where it has a name."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+def listening(text: str, wanted: str) -> Address:
+    """An address to listen on; raises ValueError, which says that it must be ``wanted``."""
+    match = _LISTENING.fullmatch(text)
+    if match is None or not _is_port(match[3]):
+        raise ValueError(f"must be {wanted}")
+    host = "127.0.0.1" if match[2] == "localhost" else match[1] or match[2]
+    try:
+        return Address(str(ipaddress.ip_address(host)), int(match[3]))
+    except ValueError:
+        raise ValueError(f"{host} is no IP address") from None
+
+
+def reachable(text: str) -> Address:
+    """``name:port`` or an IP address with a port, by which a door is reached; raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not _is_port(port) or not _is_host(host) or (":" in host and not host.startswith("[")):
+        raise ValueError('must be a host with a port, such as "10.0.0.1:7700" or "head.example.org:7700"')
+    return Address(host.strip("[]"), int(port))
 
 
 def split(address: str) -> tuple[str, str, int]:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 from obatchd.prompts.structured import FormatError, answer_format
 from obatchd.settings import addresses
 from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, expanded, setting
+from obatchd.settings.tables.cluster import ClusterSettings
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
 from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
@@ -139,6 +140,7 @@ class Settings(Section):
     http: HttpSettings = Field(HttpSettings())
     metrics: MetricsSettings = Field(MetricsSettings())
     limits: LimitSettings = Field(LimitSettings())
+    cluster: ClusterSettings = Field(ClusterSettings())
     ollama_instances: Annotated[dict[str, int], BeforeValidator(_no_setting), AfterValidator(addresses.usable)] = (
         setting(
             {},

@@ -17,10 +17,13 @@ from test_gpu_monitor import Bench, DictFacts
 
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Operations, Reads
+from obatchd.daemon.compose import DispatchMover
 from obatchd.delivery import responses as responses_module
 from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import PullProgress
+from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading
@@ -104,7 +107,8 @@ class Desk(Street):
         host = Host(self.work.settings, directory, "uuid", DictFacts(), self, {}, program, 0, directory)
         servers = [Played(f"gpu{number}", [gpu], host, self.did) for number, gpu in enumerate(self.gpus)]
         self.ports = tuple(servers)
-        self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers}, notices=[], swept_s=[])
+        by_id: dict[str, Any] = {server.id: server for server in servers}
+        self.fleet: Any = SimpleNamespace(servers=by_id, all=by_id, guests={}, notices=[], swept_s=[])
         self.probe: Any = SimpleNamespace(
             gpus=self.gpus, state="ok", message="", host_trouble=("", ""), readings={}, pid=17, listen=lambda it: None
         )
@@ -116,7 +120,7 @@ class Desk(Street):
         )
         alarms: Any = self.alarms
         self.policy = GpuPolicy(
-            self.work.settings, self.watch, self.fleet, self.engine.dispatcher, alarms, self.failures
+            self.work.settings, self.watch, self.fleet, DispatchMover(self.engine.dispatcher), alarms, self.failures
         )
         self.reloads = 0
         models: Any = self.store
@@ -129,9 +133,10 @@ class Desk(Street):
         self.policy.monitor.listen(xids)
         self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
         self.metrics = Exposition(self.sources)
-        jobs, gpus = JobCommands(self.engine), GpuService(self.policy, self.probe, self.work.audit)
+        jobs, cards = JobCommands(self.engine), GpuCards(self.policy, self.probe)
+        gpus = GpuService(cards, self.work.audit)
         overviews = HostOverviews(self.engine, host_commands, gpus, self.burnin)
-        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(self.policy, gpus))
+        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(Past(self.policy, cards)))
         self.operations = Operations(
             jobs=jobs,
             servers=commands,

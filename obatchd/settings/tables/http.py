@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
+from obatchd.settings.addresses import Address, listening
 from obatchd.settings.base import Live, Natural, NotNegative, Section, setting
 
 _OWN_LISTEN = "127.0.0.1:8434"  # of a daemon that is not a system service
-_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost)):([0-9]{1,5})")
+_WANTED = '"auto", "" or an address with a port, such as "127.0.0.1:8434" or "[::1]:8434"'
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-
-
-class Address(NamedTuple):
-    """Where the API listens over TCP."""
-
-    host: str  # an IP address
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this host can reach it."""
-        return ipaddress.ip_address(self.host).is_loopback
-
-
-def _address(text: str) -> Address:
-    match = _ADDRESS.fullmatch(text)
-    if match is None or not 0 < int(match[3]) < 65536:
-        raise ValueError('must be "auto", "" or an address with a port, such as "127.0.0.1:8434" or "[::1]:8434"')
-    host = "127.0.0.1" if match[2] == "localhost" else match[1] or match[2]
-    try:
-        return Address(str(ipaddress.ip_address(host)), int(match[3]))
-    except ValueError:
-        raise ValueError(f"{host} is no IP address") from None
 
 
 def _place(text: str) -> str:
     if text not in ("", "auto"):
-        _address(text)
+        listening(text, _WANTED)
     return text
 
 
@@ -123,5 +97,5 @@ class HttpSettings(Section):
     def address(self, *, service: bool) -> Address | None:
         """The address over TCP; None: there is none."""
         if self.listen == "auto":
-            return None if service else _address(_OWN_LISTEN)
-        return _address(self.listen) if self.listen else None
+            return None if service else listening(_OWN_LISTEN, _WANTED)
+        return listening(self.listen, _WANTED) if self.listen else None

@@ -1,0 +1,252 @@
+"""A head and its hosts as their users run them: programs of their own, certificates and codes as in life, loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import toml
+from daemon_support import BIN, Daemon, Document, alive, ask_server, wait_for
+from line_support import Line
+from port_support import free_ports
+
+_LINK = re.compile(r"obatch://\S+")
+_JOIN_S, _HERE_S = 60.0, 60.0
+_OURS = ("OBATCH", "OLLAMA_")
+_QUICK: Document = {
+    "log_level": "debug",
+    "drain_s": 5,
+    "gpus": {"use": "simulated:2", "poll_s": 0.1},
+    "servers": {"stagger_s": 0},
+}
+
+
+class Head(Daemon):
+    """A daemon with a door for hosts, and no server of its own. ``port`` is the door's."""
+
+    def __init__(self, root: Path, config: Document | None = None, simulator: Document | None = None) -> None:
+        self.port = free_ports(1)
+        tables = dict(config or {})
+        tables["cluster"] = {"listen": f"127.0.0.1:{self.port}", **tables.get("cluster", {})}
+        tables["gpus"] = {"use": "none", **tables.get("gpus", {})}
+        super().__init__(root, tables, simulator)
+
+    def code(self, through: int = 0) -> str:
+        """A new link with which a host joins; ``through`` is the port on this machine that leads to the door."""
+        told = self.control("hosts", "code")
+        found = _LINK.search(told.stdout)
+        assert told.returncode == 0 and found, told.stdout + told.stderr
+        return found[0].replace(f":{self.port}", f":{through or self.port}", 1).strip("'\"")
+
+    def hosts(self) -> dict[str, Document]:
+        """Every host that is known, by name, as ``obatchctl hosts --json`` has it."""
+        return {host["name"]: host for host in self.client.get("hosts")["hosts"]}
+
+    def server(self, server_id: str) -> Document:
+        return next(server for server in self.servers() if server["id"] == server_id)
+
+    def ready_servers(self) -> int:
+        return sum(server["state"] == "ready" for server in self.servers())
+
+    def has_ready(self, count: int, timeout_s: float = _HERE_S) -> Head:
+        """Wait until so many servers are READY."""
+        wait_for(lambda: self.ready_servers() == count, timeout_s, f"{count} servers are READY")
+        return self
+
+
+class HostProcess:
+    """One machine that lends its GPUs to a head: joins by a code and runs ``obatchd host``.
+
+    Args:
+        root: its own directory and everything beside it.
+        head: to which it belongs.
+        name: of the host.
+        gpus: stand-ins that it has.
+        line: through which it reaches the head; None: directly.
+        number: of the loopback address 127.0.0.NUMBER that its servers listen on.
+        config: laid over quick settings, table by table.
+        simulator: configuration of its stand-in servers and GPUs.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        head: Head,
+        name: str,
+        *,
+        gpus: int = 2,
+        line: Line | None = None,
+        number: int = 2,
+        config: Document | None = None,
+        simulator: Document | None = None,
+    ) -> None:
+        root.mkdir(exist_ok=True)
+        self.root = root
+        self.head = head
+        self.name = name
+        self.line = line
+        self.directory = root / "host"
+        self.config_file = root / "host.toml"
+        self.log_file = root / "log"
+        self.simulator = simulator or {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self._own = _laid_over(
+            _QUICK,
+            {"gpus": {"use": f"simulated:{gpus}"}, "servers": {"listen": f"127.0.0.{number}"}},
+            config or {},
+        )
+
+    # Life.
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        more = {"HOME": str(self.root), "PYTHONFAULTHANDLER": "1", "OBATCHD_SIMULATOR": json.dumps(self.simulator)}
+        return kept | more
+
+    def join(self, link: str = "") -> HostProcess:
+        """Join by a code of the head, or by ``link``, and lay our settings over the file that this wrote."""
+        link = link or self.head.code(self.line.port if self.line else 0)
+        done = self.run_join(link)
+        assert done.returncode == 0, done.stdout + done.stderr
+        written = toml.loads(self.config_file.read_text())
+        self.config_file.write_text(toml.dumps(_laid_over(self._own, written)))
+        return self
+
+    def run_join(self, link: str) -> subprocess.CompletedProcess[str]:
+        """``obatchd-join`` with this link."""
+        command: list[str | Path] = [
+            BIN / "obatchd-join", link, "--name", self.name, "--dir", self.directory, "--config", self.config_file,
+        ]  # fmt: skip
+        return subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, timeout=_JOIN_S, check=False
+        )
+
+    def launch(self, **variables: str) -> subprocess.Popen[bytes]:
+        """Start ``obatchd host`` and return at once."""
+        command: list[str | Path] = [BIN / "obatchd", "host", "--config", self.config_file, "--dir", self.directory]
+        with open(self.log_file, "ab") as log:
+            self.process = subprocess.Popen(
+                command, env=self.environment() | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        return self.process
+
+    def start(self) -> HostProcess:
+        """Start it and wait until the head has it."""
+        process = self.launch()
+
+        def here() -> bool:
+            if process.poll() is not None:
+                raise AssertionError(f"obatchd host exited with {process.returncode}:\n{self.log()[-3000:]}")
+            return self.state() == "here"
+
+        wait_for(here, _HERE_S, f"{self.name} is here")
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def parts(self) -> list[psutil.Process]:
+        """Every process below it that lives now."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL its main process."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def freeze(self) -> None:
+        """SIGSTOP to its main process alone, as a machine that swaps: connections stay, nothing is said."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20) -> int:
+        """Signal it and wait for its end; its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler writes down where every thread is
+            self.process.wait(10)
+            raise AssertionError(f"obatchd host did not end within {timeout_s:g} s:\n{self.log()[-6000:]}") from None
+
+    def clean(self) -> None:
+        """End everything of this host, however the test ended."""
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.thaw()
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+            if self.process.poll() is None:
+                self.kill()
+        for left in self.left():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+
+    def left(self) -> list[psutil.Process]:
+        """Every process that was started by this host and lives, also those whose parent died."""
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("HOME") == str(self.root) and alive(process.pid):
+                    found.append(process)
+        return found
+
+    # Looking.
+
+    def state(self) -> str:
+        """As the head has it; empty: it is not known there."""
+        return str(self.head.hosts().get(self.name, {}).get("state", ""))
+
+    def servers(self) -> list[Document]:
+        """Its servers as the head has them."""
+        return [server for server in self.head.servers() if server["id"].startswith(f"{self.name}.")]
+
+    def loads(self) -> dict[str, int]:
+        """How many models each of its stand-in servers has loaded since its process began."""
+        return {server["id"]: len(ask_server(server["url"], "/simulator/state")["loads"]) for server in self.servers()}
+
+    def received(self) -> list[Document]:
+        """Every prompt that reached a slot of a server of this host."""
+        return [
+            request
+            for server in self.servers()
+            for request in ask_server(server["url"], "/simulator/requests")["requests"]
+        ]
+
+    def faults(self, *faults: Document) -> None:
+        """Replace the faults of its stand-in servers."""
+        for server in self.servers():
+            ask_server(server["url"], "/simulator/faults", list(faults))
+
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def events(self, name: str) -> list[str]:
+        """Lines of its log for one event."""
+        return [line for line in self.log().splitlines() if f" event={name} " in f"{line} "]
+
+
+def _laid_over(*documents: Document) -> Document:
+    merged: Document = {}
+    for document in documents:
+        for name, value in document.items():
+            old = merged.get(name)
+            merged[name] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
+    return merged
