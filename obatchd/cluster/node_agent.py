@@ -1,14 +1,15 @@
 """Runs ``obatchd host`` on a node of an engine: the body of Ray's actor there, which itself needs no Ray.
 
-The actor is the node's whole share in GPUs; the host is a process of its own, because an actor cannot hold
-what obatchd is: it watches GPUs in its own event loop, and ends its servers when it is told to. It gets SIGUSR1 when the
-actor dies, whatever the cause: the GPUs are somebody else's then, so it gives back its work and ends.
+The actor holds the node's GPUs in Ray; the host is a process of its own. It gets SIGUSR1 when the actor dies, whatever
+the cause: the GPUs may be somebody else's then, so it lets its work end and goes. A host that ends well has been sent
+away, or its head is gone for good; the actor ends with it, which gives the GPUs back to Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -25,10 +26,13 @@ _PAUSES_S = (1.0, 2.0, 5.0, 10.0)  # between two starts of a host that ends agai
 _LONG_LIFE_S = 60.0  # after so long the pauses begin anew
 _LOG_BYTES = 10 * 2**20
 _LOOK_S = 1.0
-_END_S = 30.0
+_WELL_S = 10.0  # a host that lives so long has no trouble
+_HURRY_S = 0.2
+_DRAIN_S, _END_S = 20.0, 30.0  # then it is told to hurry; then it is killed
 _LAST_BYTES = 2000  # of the log, in which the reason of an end stands
 # Of the engine, not of the host: its secrets, and the one thread that Ray allows its actors.
 _NOT_PASSED_ON = ("RAY_", "OMP_NUM_THREADS")
+_PROGRAM = "from obatchd.cli.obatchd import main; main()"  # as its script has it
 _libc = ctypes.CDLL(None)
 
 
@@ -45,7 +49,10 @@ def directory_of(head: str, name: str, environment: dict[str, str] | None = None
 
 
 def command_of(directory: Path, name: str) -> list[str]:
-    return [sys.executable, "-m", "obatchd.cli.obatchd", "host", "--dir", str(directory), "--name", name]
+    """``obatchd host`` of the Python that Ray uses here."""
+    script = Path(sys.executable).with_name("obatchd")
+    program = [str(script)] if script.exists() else [sys.executable, "-c", _PROGRAM]
+    return [*program, "host", "--dir", str(directory), "--name", name]
 
 
 class NodeAgent:
@@ -58,7 +65,6 @@ class NodeAgent:
         self._process: subprocess.Popen[bytes] | None = None
         self._reason = ""  # of the latest end
         self._link = ""  # with a code that is not used yet
-        self._refused = False  # the head takes the credential no more
         self._leaving = False
         self._woken = threading.Event()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -68,41 +74,44 @@ class NodeAgent:
 
     def look(self) -> tuple[State, str, bool]:
         """State of the host, why it is not well, and whether it needs a code."""
-        needs = self._needs_code and not self._link
         if self._leaving:
             return ("leaving" if self._runs else "none"), "Ray is about to take its node away", False
+        needs = not self._runs and not self._link and not self._credential.exists()
         return ("running" if self._runs else "starting"), self._reason, needs
 
     def enrol(self, link: str) -> None:
-        """Take a link with a one-use code; it reaches the host through a pipe, and is written nowhere."""
+        """Take a link with a one-use code, and start the host anew with it; it reaches that one through a pipe, and is
+        written nowhere."""
         self._link = link
+        self._signal(signal.SIGTERM)
         self._woken.set()
 
     def leave(self) -> None:
         """Have the host give back its work and end; it is not started again."""
-        self._leaving = True
-        self._woken.set()
-        self._signal(signal.SIGUSR1)
+        if not self._leaving:
+            self._leaving = True
+            self._woken.set()
+            self._signal(signal.SIGUSR1)
 
     def stop(self) -> None:
         """End the host, with all its servers; returns when it has ended."""
         self._leaving = True
         self._woken.set()
+        began_s, hurried = time.monotonic(), False
         self._signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + _END_S
         while self._runs:
-            if time.monotonic() > deadline_s:
+            lasted_s = time.monotonic() - began_s
+            if lasted_s > _END_S:
                 self._signal(signal.SIGKILL)
                 return
+            if lasted_s > _DRAIN_S and not hurried:
+                hurried = True
+                self._signal(signal.SIGTERM)
             time.sleep(0.05)
 
     @property
     def _runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
-
-    @property
-    def _needs_code(self) -> bool:
-        return not self._runs and (self._refused or not self._credential.exists())
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -113,39 +122,42 @@ class NodeAgent:
     def _keep(self) -> None:
         ends = 0
         while not self._leaving:
-            if self._needs_code and not self._link:
+            if not self._link and not self._credential.exists():
                 self._woken.wait()
                 self._woken.clear()
                 continue
+            hurry_predecessor(self._directory / ".lock")
             began_s = time.monotonic()
             try:
-                self._run()
+                code = self._run()
             except OSError as error:
-                self._reason = f"obatchd host cannot be started: {error}"
-            ends = 0 if time.monotonic() - began_s > _LONG_LIFE_S else ends + 1
-            self._woken.wait(_PAUSES_S[min(ends, len(_PAUSES_S)) - 1] if ends else 0)
+                code, self._reason = -1, f"obatchd host cannot be started: {error}"
+            lived_s = time.monotonic() - began_s
+            if code == 0 and not self._link and (self._leaving or lived_s > _WELL_S):
+                os._exit(0)
+            ends = 0 if lived_s > _LONG_LIFE_S else ends + 1
+            self._woken.wait(0 if self._link else _PAUSES_S[min(ends, len(_PAUSES_S)) - 1])
             self._woken.clear()
 
-    def _run(self) -> None:
-        """One life of the host."""
+    def _run(self) -> int:
+        """One life of the host; its exit code."""
         link, self._link = self._link, ""
         log = self._directory / "log"
         process = self._process = self._start(link, log)
         if self._leaving:  # that was said while it was started
             self._signal(signal.SIGUSR1)
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(_LOOK_S)
-                break
-            if self._reason and self._credential.exists():
+        began_s = time.monotonic()
+        while (code := _waited(process)) is None:
+            if time.monotonic() - began_s > _WELL_S:
                 self._reason = ""
             _cut(log)
-        self._refused = code == REFUSED
         self._reason = f"obatchd host {_ended(code)}: {_last_words(log)}"
+        return code
 
     def _start(self, link: str, log: Path) -> subprocess.Popen[bytes]:
         command = command_of(self._directory, self._name)
         environment = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_PASSED_ON)}
+        environment["OBATCH_HOST_ALLOCATION"] = f"Ray's node {self._name}"
         reading = -1
         if link:
             reading, writing = os.pipe()
@@ -165,7 +177,22 @@ class NodeAgent:
                 os.close(reading)
 
 
-REFUSED = 4  # exit code of a host whose credential the head does not take
+def hurry_predecessor(lock: Path) -> None:
+    """Have the host of an actor that died end at once, where it is still there: its GPUs are this actor's now."""
+    with contextlib.suppress(OSError, ValueError), open(lock, "rb") as file:
+        holder = int(file.read(32))
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for _ in range(2):  # the first one asks it to end, a second one not to wait for running answers
+                os.kill(holder, signal.SIGUSR1)
+                time.sleep(_HURRY_S)
+
+
+def _waited(process: subprocess.Popen[bytes]) -> int | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(_LOOK_S)
+    return None
 
 
 def _end_with(parent: int) -> None:
