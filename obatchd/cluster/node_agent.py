@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from obatchd.cluster.launching import State
@@ -48,18 +49,18 @@ def directory_of(head: str, name: str, environment: dict[str, str] | None = None
     return Path(state) / "obatch-hosts" / head[:8] / name
 
 
-def command_of(directory: Path, name: str) -> list[str]:
-    """``obatchd host`` of the Python that Ray uses here."""
+def program() -> list[str]:
+    """``obatchd`` of the Python that Ray uses here."""
     script = Path(sys.executable).with_name("obatchd")
-    program = [str(script)] if script.exists() else [sys.executable, "-c", _PROGRAM]
-    return [*program, "host", "--dir", str(directory), "--name", name]
+    return [str(script)] if script.exists() else [sys.executable, "-c", _PROGRAM]
 
 
 class NodeAgent:
     """Keeps one host running, from the first code that it is given on. Its methods are called by the launcher."""
 
-    def __init__(self, head: str, name: str) -> None:
+    def __init__(self, head: str, name: str, command: Sequence[str] = ()) -> None:
         self._name = name
+        self._command = list(command) or program()
         self._directory = directory_of(head, name)
         self._credential = self._directory / "credential"
         self._process: subprocess.Popen[bytes] | None = None
@@ -155,7 +156,7 @@ class NodeAgent:
         return code
 
     def _start(self, link: str, log: Path) -> subprocess.Popen[bytes]:
-        command = command_of(self._directory, self._name)
+        command = [*self._command, "host", "--dir", str(self._directory), "--name", self._name]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_PASSED_ON)}
         environment["OBATCH_HOST_ALLOCATION"] = f"Ray's node {self._name}"
         reading = -1

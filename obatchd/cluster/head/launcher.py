@@ -11,7 +11,7 @@ import contextlib
 import socket
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -79,6 +79,7 @@ class Launcher:
     _head: str  # uuid
     _guests: Guests
     _owner: TaskOwner
+    _command: Sequence[str] = (sys.executable, "-m", "obatchd.cluster.launch_ray")
     _kept: _Kept | None = attrs.field(default=None, init=False)
     _tasks: TaskSet = attrs.field(init=False)
     _seen: Seen | None = attrs.field(default=None, init=False)  # the latest word of a launcher that runs
@@ -152,7 +153,7 @@ class Launcher:
         ours, theirs = socket.socketpair()
         with theirs, self._log_file() as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "obatchd.cluster.launch_ray", stdin=theirs.fileno(), stdout=output, stderr=output,
+                *self._command, stdin=theirs.fileno(), stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
         words, cleared = "", False
