@@ -20,6 +20,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import Given, PlannedServer, choose, given
 from obatchd.ollama.api import OllamaApi
 from obatchd.servers import environment
+from obatchd.servers.claims import GpuClaims
 from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
@@ -55,6 +56,10 @@ class Fleet:
     _ours: Given = attrs.field(default=Given([], ""), init=False)
     foreign_ollama: str = attrs.field(default="", init=False)  # one that is not ours, in plain words; empty for none
     _listener: ServerListener = attrs.field(init=False)
+    _claims: GpuClaims = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._claims = GpuClaims(self._work)
 
     def listen(self, listener: ServerListener) -> None:
         """Let ``listener`` hear of each change of state, in the event loop; before ``start``."""
@@ -74,10 +79,12 @@ class Fleet:
 
         Raises:
             ConfigError: the settings name GPUs that are not there, or leave no server at all.
-            GpuError: there is a driver, but it does not tell which GPUs there are.
+            GpuError: there is a driver, but it does not tell which GPUs there are; or another obatchd of this machine
+                has one of them (``gpu_taken``).
             ServerError: ``no_ollama`` or ``bad_address``.
         """
         planned = self._plan()
+        await self._claims.take(gpu for plan in planned for gpu in plan.gpus)
         if killed := await asyncio.to_thread(sweep, self._instance):
             self.swept_s = [time.time()]
             log.info("orphans_swept", count=len(killed))
@@ -93,6 +100,7 @@ class Fleet:
         """End every server that was started here, all at once; remote servers are only left."""
         await self._tasks.stop()
         await asyncio.gather(*(server.stop() for server in self.servers.values()))
+        await self._claims.release()
 
     # --- planning ---------------------------------------------------------------------------------------------------
 
@@ -100,7 +108,7 @@ class Fleet:
         settings, probe = self._settings, self._probe
         self.lacks_gpus = settings.gpus.use != "none" and not probe.gpus
         hidden = probe.state == "unknown" or (probe.state == "absent" and probe.code not in ("no_driver", "no_gpu"))
-        if self.lacks_gpus and hidden:
+        if self.lacks_gpus and hidden and not self._waits_for_hosts:
             raise GpuError(f'{probe.message} To go on without GPUs, set gpus = "none".', code=probe.code)
         count = settings.servers.cpu_servers
         if self.lacks_gpus and (isinstance(settings.gpus.use, list) or settings.servers.group or not count):
@@ -114,6 +122,9 @@ class Fleet:
             log.warning("gpus_limited", reason=self._limit)
         if planned or settings.ollama_instances:
             return planned
+        if self._waits_for_hosts:
+            log.info("hosts_awaited", reason=f"This machine has no server of its own: {probe.message or self._limit}")
+            return []
         if count == 0:
             raise ConfigError(
                 "There is no GPU to use, no server in [ollama_instances], and servers.cpu_servers is 0: name one."
@@ -124,6 +135,13 @@ class Fleet:
             "cpu_only", cpu_servers=count, reason=f"{why} There is no remote server either, so the CPU does the work."
         )
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
+
+    @property
+    def _waits_for_hosts(self) -> bool:
+        """Whether other hosts do the work where this one has no GPU; its CPU does some only where that is asked."""
+        servers = self._settings.servers
+        of_cpu = "cpu_servers" in servers.model_fields_set and servers.cpu_servers > 0
+        return self._settings.cluster.door is not None and not of_cpu
 
     def _make(self, planned: list[PlannedServer]) -> None:
         if planned:

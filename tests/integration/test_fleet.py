@@ -335,6 +335,16 @@ def test_sweep_finds_nothing_on_a_clean_machine(tmp_path: Path) -> None:
     assert sweep(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize(
+    ("servers", "count"), [({}, 0), ({"cpu_servers": 0}, 0), ({"cpu_servers": 1}, 1)], ids=["default", "none", "one"]
+)
+async def test_a_head_without_gpus_waits_for_hosts(tmp_path: Path, servers: dict[str, int], count: int) -> None:
+    head = settings("none", servers=servers, cluster={"listen": "127.0.0.1:7700"})
+    async with running(head, tmp_path) as bench:
+        assert len(bench.fleet.servers) == count
+        assert bench.fleet.all == bench.fleet.servers
+
+
 async def test_cpu_servers_where_there_is_nothing_else(tmp_path: Path) -> None:
     async with running(settings("none", servers={"cpu_servers": 2}), tmp_path) as bench:
         servers = await bench.ready()
@@ -420,7 +430,7 @@ async def test_servers_that_others_can_reach_are_a_notice(tmp_path: Path) -> Non
 
 
 async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: Path) -> None:
-    async with running(settings(), tmp_path, instance="theirs" + str(tmp_path)) as theirs:
+    async with running(settings(), tmp_path / "theirs", instance="theirs" + str(tmp_path)) as theirs:
         (other,) = await theirs.ready()
         # By the timeline, because the two stand-in servers would overwrite each other's load on the one GPU.
         write_script(tmp_path / "simulator", {"0": [GpuEvent("foreign", pid=other.pid or 0)]})
@@ -437,7 +447,7 @@ async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: 
 async def test_gpus_that_the_environment_keeps_from_us_get_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obatchd.daemon.compose.open_nvml", partial(SimulatedGpus, tmp_path, 3))
+    monkeypatch.setattr("obatchd.daemon.machine.open_nvml", partial(SimulatedGpus, tmp_path, 3))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     async with running(settings("all"), tmp_path) as bench:
         assert list(bench.fleet.servers) == ["gpu2"]
