@@ -66,9 +66,7 @@ class ServerEntry(msgspec.Struct):
     worker_pid: int | None  # of the process that sends it requests
     cannot_have: list[RefusedModel] | UnsetType = UNSET  # absent without any
     families: int | UnsetType = UNSET  # of the offered requests, different long beginnings that others share; or absent
-    host: str | UnsetType = (
-        UNSET  # the joined host that keeps it alive; absent: this machine
-    )
+    host: str | UnsetType = UNSET  # the joined host that keeps it alive; absent: this machine
 
 
 class HostBrief(msgspec.Struct):

@@ -199,7 +199,7 @@ CASES: dict[str, Case] = {
     "ObatchHostAway": Case(
         6,
         {f'obatch_host_up{{{HOST},host="node07"}}': "0x100"},
-        [{f'obatch_host_up{{{HOST},host="node07"}}': "0x3 1x100"}, {f'obatch_host_up{{{HOST},host="node07"}}': "1x100"}, {}],
+        [{f'obatch_host_up{{{HOST},host="node07"}}': values} for values in ("0x3 1x100", "1x100")],
     ),
     "ObatchBlind": Case(3, {f"obatch_probe_up{{{HOST}}}": "0x100"}, [{f"obatch_probe_up{{{HOST}}}": "1x100"}, {}]),
     "ObatchReadingsOld": Case(
