@@ -131,7 +131,7 @@ def head(
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
-    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
+    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
     gpus = GpuService(cards, work.audit, hosts)
     histories = Histories(Past(policy, cards), gpus, hosts)
