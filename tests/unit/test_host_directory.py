@@ -12,6 +12,7 @@ from obatchd.cluster.host import directory as directory_module
 from obatchd.cluster.host import membership
 from obatchd.cluster.host.directory import HostDirectory, allocation, default_directory, default_name, machine
 from obatchd.cluster.host.facts import FileFacts
+from obatchd.cluster.host.membership import Membership
 from obatchd.errors import ConfigError, HostError
 from obatchd.settings.tables.cluster import ClusterSettings
 
@@ -115,9 +116,12 @@ def test_the_directory_is_that_of_the_variable(monkeypatch: pytest.MonkeyPatch, 
 def test_a_host_is_called_as_the_command_line_says_or_its_file(tmp_path: Path) -> None:
     made = HostDirectory.open(tmp_path / "host")
     settings = ClusterSettings(head="10.0.0.1:7700", fingerprint="sha256:" + "0" * 64, name="node07")
+    found = membership.known(settings, made, None)
+    assert found == Membership("node07", "10.0.0.1:7700", settings.fingerprint)
+    assert membership.known(settings, made, "other").name == "other"
     with pytest.raises(ConfigError, match="obatchctl hosts code"):
-        membership.of_files(settings, made, None)
+        membership.place_of(found, made)
     made.credential_file.write_text("secret\n")
-    found = membership.of_files(settings, made, None)
-    assert (found.name, found.place) == ("node07", ("10.0.0.1:7700", settings.fingerprint, "secret"))
-    assert membership.of_files(settings, made, "other").name == "other"
+    assert membership.place_of(found, made) == ("10.0.0.1:7700", settings.fingerprint, "secret")
+    with pytest.raises(ConfigError, match="obatchctl hosts code"):
+        membership.known(ClusterSettings(), made, None)

@@ -91,6 +91,10 @@ class Parts:
     terms: list[messages.Terms] = attrs.field(factory=list)
     entries: int = 0
     leases: list[float] = attrs.field(factory=list)
+    disownments: int = 0
+
+    def disowned(self) -> None:
+        self.disownments += 1
 
     def servers(self) -> dict[str, Any]:
         return self.found
@@ -220,7 +224,8 @@ class Refusals:
 
 async def _dialed(way: Refusals, count: int) -> str:
     """Let it be tried so many times; its trouble."""
-    dialer = Dialer(way, ME, Parts(), Head())
+    parts = Parts()
+    dialer = Dialer(way, ME, parts, Head(), parts)
     task = asyncio.create_task(dialer.run())
     await until(lambda: way.tries >= count, "it dials")
     task.cancel()
