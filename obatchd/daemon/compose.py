@@ -12,6 +12,7 @@ from pathlib import Path
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
+from obatchd.cluster.head.burnin.runs import HostsBurnin
 from obatchd.cluster.head.server import HostedServer
 from obatchd.control.auth import Access
 from obatchd.control.operations import Operations, Reads
@@ -23,7 +24,6 @@ from obatchd.daemon.hosts import JoinedHosts, joined_hosts
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.dispatch.events import CrashListener
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
@@ -35,6 +35,7 @@ from obatchd.front.metrics import MetricRoutes
 from obatchd.front.page.sessions import WebSessions
 from obatchd.front.reads import LookRoutes
 from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.moving import CrashesHere
 from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.jobs.store import Facts
@@ -87,7 +88,7 @@ class Head:
     policy: GpuPolicy
     watchdog: Watchdog
     housekeeping: Housekeeping
-    burnin: Burnin
+    burnin: Burnin | HostsBurnin
     operations: Operations
     control: ControlServer
     submit: SubmitServer
@@ -112,15 +113,15 @@ def head(
     served = ServedModels(here.models, here.fleet, here.watch.energy)
     engine = Engine(work, served)
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
-    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher), alarms, owner)
-    policy.monitor.listen(QuarantinesByRules(work.audit))
     news = ServerNews(engine.dispatcher, alarms)
     here.fleet.listen(news)
     joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
     hosts = joined.hosts.hosts if joined is not None else {}
     members = JoinedHostCommands(work.audit, _parts(joined))
+    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher, joined), alarms, owner)
+    policy.monitor.listen(QuarantinesByRules(work.audit))
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
-    runs = _burnin(work, here, engine, policy, alarms)
+    runs = _burnin(work, here, engine, policy, alarms, joined)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner, hosts)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
@@ -132,7 +133,7 @@ def head(
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
-    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
+    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
     gpus = GpuService(cards, work.audit, hosts)
     histories = Histories(Past(policy, cards), gpus, hosts)
@@ -157,18 +158,22 @@ def _parts(joined: JoinedHosts | None) -> Joined | None:
     return Joined(joined.roster, joined.hosts, joined.door) if joined is not None else None
 
 
-def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
+def _burnin(
+    work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms, joined: JoinedHosts | None
+) -> Burnin | HostsBurnin:
     settings, directory = work.settings, work.layout.work
     files = stress_files(directory, settings.value)
     tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
-    return Burnin(directory / "burnin", tested)
+    own = Burnin(directory / "burnin", tested)
+    return own if joined is None else HostsBurnin(directory / "burnin", own, joined.hosts.hosts, settings, alarms)
 
 
 class DispatchMover:
     """Moves work by the dispatcher of this process. Implements :class:`obatchd.gpucare.moving.WorkMover`."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None) -> None:
         self._dispatcher = dispatcher
+        self._joined = joined
 
     async def vacate(self, server_id: str, patience_s: float, reason: str) -> None:
         if (link := self._dispatcher.links.get(server_id)) is not None:
@@ -180,8 +185,8 @@ class DispatchMover:
     def release(self, reason: str) -> None:
         self._dispatcher.holds.release(reason)
 
-    def listen_to_crashes(self, listener: CrashListener) -> None:
-        self._dispatcher.listen_to_crashes(listener)
+    def listen_to_crashes(self, listener: CrashesHere) -> None:
+        self._dispatcher.listen_to_crashes(self._joined.crashes(listener) if self._joined is not None else listener)
 
 
 class ServerNews:
