@@ -142,7 +142,7 @@ async def test_the_end_of_a_session_ends_its_calls_on_both_sides() -> None:
 
 
 async def test_a_session_that_is_cancelled_while_it_ends_closes_its_connection() -> None:
-    one, other = pair()
+    one, _ = pair()
     session: Session[Any] = Session(one, "the host", messages.to_head, Kept())
     task = asyncio.create_task(session.run())
     one.blocked.clear()  # its last words do not leave
