@@ -28,6 +28,7 @@ connection = socket.socket(fileno=os.dup(0))
 def note(**what):
     with open(f"{root}/heard", "a") as file:
         print(json.dumps({"pid": os.getpid(), **what}), file=file)
+first = threading.Event()
 def hear():
     try:
         while True:
@@ -36,10 +37,12 @@ def hear():
                 note(code=message.node, link=message.link)
             else:
                 note(address=message.address, wanted=message.wanted, let_go=sorted(message.let_go), head=message.head)
+            first.set()
     finally:
         os._exit(0)
 threading.Thread(target=hear).start()
 print("Ray talks a lot")
+first.wait()
 while True:
     plan = json.load(open(f"{root}/plan"))
     if trouble := plan.get("trouble"):
@@ -111,7 +114,7 @@ class Bench:
         await self.until(lambda: len(self.heard("said")) > before + 5, "more words")
 
     async def until(self, look: Callable[[], object], what: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not look():
                 await asyncio.sleep(0.02)
         assert not self.failures, what
