@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from obatchd.cli.command import Group, Invocation, Span, clean, given
 from obatchd.client.runtime import next_step
 from obatchd.errors import ClusterError
+
+if TYPE_CHECKING:
+    from obatchd.cluster.slurm import HeadInJob
 
 _VALID = Span(60.0, with_unit=True)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -75,7 +77,7 @@ def slurm_command(invocation: Invocation, nodes: str, limit: str | None, valid: 
     )
     text = slurm.sbatch_file(job)
     if job.head is None:
-        _enrol(invocation, enrolment, valid, f"Slurm job {job.name}", replace=False)
+        _enrol(invocation, enrolment, valid)
     document = {"enrolment": None if job.head else str(enrolment)}
     if output is None:
         invocation.answer(document | {"sbatch": text})
@@ -88,29 +90,21 @@ def slurm_command(invocation: Invocation, nodes: str, limit: str | None, valid: 
     invocation.answer(document | {"sbatch": str(_absolute(output))}, f"{output}: the job", *made, f"Now:  {step}")
 
 
-def _enrol(invocation: Invocation, file: Path, valid_s: float, words: str, *, replace: bool) -> dict[str, Any]:
-    """Have the head make an enrolment, and write it to a file of mode 0600; all but the secret of it."""
-    if file.exists() and not replace:
+def _enrol(invocation: Invocation, file: Path, valid_s: float) -> None:
+    """Have the head make an enrolment, and write it to a new file of mode 0600."""
+    if file.exists():
         raise ClusterError(
             f"{clean(file)} is there already, and a job may need it. Name another one with --enrolment, or remove it; "
             "obatchctl hosts forget --enrolment ends what it allows.",
             code="file_exists",
         )
-    made = invocation.client().post("hosts/enrolments", {"valid_s": valid_s, "words": words})
-    link = made.pop("link")
-    # Whole or not at all, for whoever reads it meanwhile; mkstemp's files are of mode 0600.
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as target:
-            target.write(f"{link}\n")
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return {**made, "file": str(file)}
+    link = invocation.client().post("hosts/enrolments", valid_s=valid_s)["link"]
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as target:
+        target.write(f"{link}\n")
 
 
-def _head(rest: dict[str, Any], obatchd: Path, valid_s: float) -> Any:
+def _head(rest: dict[str, Any], obatchd: Path, valid_s: float) -> HeadInJob | None:
     from obatchd.cluster.slurm import HeadInJob
 
     if not rest["with_head"]:

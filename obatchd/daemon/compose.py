@@ -20,6 +20,7 @@ from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
+from obatchd.daemon.hosts import JoinedHosts, joined_hosts
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -96,6 +97,7 @@ class Head:
     metrics_file: TextFile
     looks: WorkLooks
     runtime_dir: Path
+    joined: JoinedHosts | None  # None where hosts cannot join
 
 
 async def host(work: Work) -> Host:
@@ -113,7 +115,10 @@ def head(
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
     policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher), alarms, owner)
     policy.monitor.listen(QuarantinesByRules(work.audit))
-    here.fleet.listen(ServerNews(engine.dispatcher, alarms))
+    news = ServerNews(engine.dispatcher, alarms)
+    here.fleet.listen(news)
+    joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
+    hosts = joined.hosts.hosts if joined is not None else {}
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
     runs = _burnin(work, here, engine, policy, alarms)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner)
@@ -129,7 +134,7 @@ def head(
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
-    gpus = GpuService(cards, work.audit)
+    gpus = GpuService(cards, work.audit, hosts)
     histories = Histories(Past(policy, cards), gpus)
     reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), histories)
     routes = [
@@ -142,7 +147,7 @@ def head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
-        TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir,
+        TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
     )  # fmt: skip
 
 
