@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
@@ -20,7 +21,7 @@ from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
-from obatchd.daemon.hosts import JoinedHosts, joined_hosts
+from obatchd.daemon.hosts import JoinedHosts, joined_hosts, ray_launcher
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -61,6 +62,9 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
+if TYPE_CHECKING:
+    from obatchd.cluster.head.launcher import Launcher
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -98,6 +102,7 @@ class Head:
     looks: WorkLooks
     runtime_dir: Path
     joined: JoinedHosts | None  # None where hosts cannot join
+    launcher: Launcher | None  # None where there is nothing to do in Ray
 
 
 async def host(work: Work) -> Host:
@@ -148,6 +153,7 @@ def head(
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
+        ray_launcher(work, joined),
     )  # fmt: skip
 
 
