@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
+from obatchd.daemon.burnin import BurninHost, DispatchedWork, stress_files
 from obatchd.daemon.hosts import JoinedHosts, joined_hosts, ray_launcher
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
@@ -59,7 +58,6 @@ from obatchd.operations.reads.overview import HostOverviews
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
 if TYPE_CHECKING:
@@ -126,7 +124,7 @@ def head(
     hosts = joined.hosts.hosts if joined is not None else {}
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
     runs = _burnin(work, here, engine, policy, alarms)
-    servers = ServerCommands(engine, here.fleet, here.probe, tuner)
+    servers = ServerCommands(engine, here.fleet, here.probe, tuner, hosts)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
     desk = Desk(Keys(work), files, Batches(work, engine, files))
@@ -140,7 +138,7 @@ def head(
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
     gpus = GpuService(cards, work.audit, hosts)
-    histories = Histories(Past(policy, cards), gpus)
+    histories = Histories(Past(policy, cards), gpus, hosts)
     reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), histories)
     routes = [
         *RemoteRoutes(jobs, models, host, files, JobFiles(work), reads.answers).routes(),
@@ -159,15 +157,9 @@ def head(
 
 def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
     settings, directory = work.settings, work.layout.work
-    files = _stress_files(directory, settings.value)
+    files = stress_files(directory, settings.value)
     tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
     return Burnin(directory / "burnin", tested)
-
-
-def _stress_files(work: Path, settings: Settings) -> StressFiles:
-    ollama = shutil.which(settings.servers.ollama)
-    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
-    return StressFiles(work.absolute() / "simulator", libraries)
 
 
 class DispatchMover:

@@ -53,8 +53,8 @@ def of_head(directory: Path) -> HeadCertificate:
         body = certificate[certificate.index("-----BEGIN CERTIFICATE-----") :]
         der = ssl.PEM_cert_to_DER_cert(body)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        words = f"the certificate in {path} cannot be used ({error}). Bring it back from a backup (obatchctl backup --secrets); "
-        words += "without it, remove the file and restart obatchd: every host then has to join again"
+        words = f"the certificate in {path} cannot be used ({error}). Bring it back from a backup (one with "
+        words += "--secrets), or remove the file and restart obatchd: every host then has to join again"
         raise ClusterError(words, code="no_certificate") from None
     return HeadCertificate(context, f"sha256:{hashlib.sha256(der).hexdigest()}", is_new=is_new)
 
