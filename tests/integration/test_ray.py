@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from cluster_support import Head
 from daemon_support import Document, ask_server, prompts, wait_for
-from ray_support import MISSING, Ray
+from ray_here import BIN, MISSING, RayHere
 
 pytestmark = [
     pytest.mark.ray,
@@ -24,8 +25,8 @@ SIMULATOR: Document = {"service_s": 0.2, "models": [{"name": "tiny"}]}
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Ray]:
-    made = Ray(NODES, SIMULATOR)
+def ray() -> Iterator[RayHere]:
+    made = RayHere(NODES, SIMULATOR)
     try:
         yield made
     finally:
@@ -33,7 +34,7 @@ def ray() -> Iterator[Ray]:
 
 
 @pytest.fixture
-def head(ray: Ray, make_head: Callable[..., Head]) -> Iterator[Head]:
+def head(ray: RayHere, make_head: Callable[..., Head]) -> Iterator[Head]:
     """A head whose hosts are all here; at the end it lets Ray go."""
     ray.start()
     made = make_head({"cluster": {"engine": "ray", "address": ray.address}, "servers": {"slots": 4}}, SIMULATOR)
@@ -58,6 +59,11 @@ def launchers(head: Head) -> list[psutil.Process]:
     return [one for one in head.parts() if "obatchd.cluster.launch_ray" in one.cmdline()]
 
 
+def host_pids(ray: RayHere) -> list[int | None]:
+    hosts = [ray.host(number) for number in ray.numbers]
+    return [host.pid if host is not None else None for host in hosts]
+
+
 def loads(head: Head) -> dict[str, int]:
     """How many models each server has loaded, by the pid of its process: one that was started anew begins with none."""
     return {f"{one['id']} {one['pid']}": ask_server(one["url"], "/simulator/state")["loads"] for one in head.servers()}
@@ -68,7 +74,7 @@ def work(head: Head, count: int = 200, name: str = "q") -> tuple[str, list[Docum
     return head.drop(f"{name}.jsonl", asked), asked
 
 
-def test_jobs_are_answered_by_hosts_that_ray_started(head: Head, ray: Ray) -> None:
+def test_jobs_are_answered_by_hosts_that_ray_started(head: Head, ray: RayHere) -> None:
     drop, asked = work(head)
     summary = head.job(drop).check(asked)
     assert {server.partition(".")[0] for server in summary["servers"]} == set(ray.names())
@@ -79,7 +85,7 @@ def test_jobs_are_answered_by_hosts_that_ray_started(head: Head, ray: Ray) -> No
     ]
 
 
-def test_a_raylet_that_is_killed_and_started_again_brings_its_host_back(head: Head, ray: Ray) -> None:
+def test_a_raylet_that_is_killed_and_started_again_brings_its_host_back(head: Head, ray: RayHere) -> None:
     drop, asked = work(head, 600, "raylet")
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
     ray.kill_raylet(2)
@@ -90,21 +96,21 @@ def test_a_raylet_that_is_killed_and_started_again_brings_its_host_back(head: He
     head.done(drop, 120).check(asked)
 
 
-def test_a_launcher_that_is_killed_is_noticed_by_nobody(head: Head, ray: Ray) -> None:
+def test_a_launcher_that_is_killed_is_noticed_by_nobody(head: Head, ray: RayHere) -> None:
     drop, asked = work(head, 400, "launcher")
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
-    before, hosts = loads(head), [one.pid for number in ray.numbers if (one := ray.host(number))]
+    before, hosts = loads(head), host_pids(ray)
     first = launchers(head)[0]
     first.kill()
     wait_for(lambda: [one.pid for one in launchers(head)] not in ([], [first.pid]), 60, "another launcher")
     wait_for(lambda: head.client.get("hosts")["engine"]["state"] == "here", BACK_S, "Ray is here")
     head.done(drop, 120).check(asked)
-    assert [one.pid for number in ray.numbers if (one := ray.host(number))] == hosts
+    assert host_pids(ray) == hosts
     assert loads(head) == before
     assert not head.events("host_away")
 
 
-def test_a_head_that_is_killed_finds_its_hosts_again_with_their_models(head: Head, ray: Ray) -> None:
+def test_a_head_that_is_killed_finds_its_hosts_again_with_their_models(head: Head, ray: RayHere) -> None:
     drop, asked = work(head, 600, "head")
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
     before = loads(head)
@@ -116,7 +122,7 @@ def test_a_head_that_is_killed_finds_its_hosts_again_with_their_models(head: Hea
     wait_for(lambda: head.client.get("hosts")["engine"]["state"] == "here", BACK_S, "Ray is here")
 
 
-def test_a_ray_that_ends_and_begins_anew_does_not_harm_the_daemon(head: Head, ray: Ray) -> None:
+def test_a_ray_that_ends_and_begins_anew_does_not_harm_the_daemon(head: Head, ray: RayHere) -> None:
     drop, asked = work(head, 600, "gcs")
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
     pid = head.pid
@@ -130,7 +136,7 @@ def test_a_ray_that_ends_and_begins_anew_does_not_harm_the_daemon(head: Head, ra
     assert head.status()["pid"] == pid
 
 
-def test_a_node_that_ray_takes_away_gives_back_its_work_first(head: Head, ray: Ray) -> None:
+def test_a_node_that_ray_takes_away_gives_back_its_work_first(head: Head, ray: RayHere) -> None:
     drop, asked = work(head, 600, "drained")
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
     ray.drain(3)
@@ -140,7 +146,7 @@ def test_a_node_that_ray_takes_away_gives_back_its_work_first(head: Head, ray: R
     ray.kill_raylet(3)  # Ray itself leaves that to whoever drains
 
 
-def test_a_forgotten_host_ends_until_its_raylet_is_started_again(head: Head, ray: Ray) -> None:
+def test_a_forgotten_host_ends_until_its_raylet_is_started_again(head: Head, ray: RayHere) -> None:
     done = head.control("hosts", "forget", ray.name(2))
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: ray.host(2) is None, BACK_S, "its host has ended")
@@ -151,11 +157,7 @@ def test_a_forgotten_host_ends_until_its_raylet_is_started_again(head: Head, ray
     head.has_ready(NODES * GPUS, BACK_S)
 
 
-def test_nobody_finds_a_secret(head: Head, ray: Ray) -> None:
-    import subprocess
-
-    from daemon_support import BIN
-
+def test_nobody_finds_a_secret(head: Head, ray: RayHere) -> None:
     secrets = [(ray.directory(number) / "credential").read_text().strip() for number in ray.numbers]
     assert all(len(secret) > 30 for secret in secrets)
     told = [b"obatch://"]
@@ -183,9 +185,9 @@ def test_nobody_finds_a_secret(head: Head, ray: Ray) -> None:
     assert os.stat(ray.directory(1) / "credential").st_mode & 0o777 == 0o600
 
 
-def test_actors_end_when_the_head_leaves_ray(head: Head, ray: Ray) -> None:
+def test_actors_end_when_the_head_leaves_ray(head: Head, ray: RayHere) -> None:
     let_go(head)
-    assert [ray.host(number) for number in ray.numbers] == [None] * NODES
+    assert host_pids(ray) == [None] * NODES
     head.config_file.write_text(head.config_file.read_text().replace('engine = "none"', 'engine = "ray"'))
     head.start()
     head.has_ready(NODES * GPUS, BACK_S)

@@ -8,24 +8,25 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
-import toml
-from daemon_support import BIN, Document, alive, wait_for
-from port_support import free_ports
 
+BIN = Path(sys.executable).parent
 MISSING = importlib.util.find_spec("ray") is None
 _START_S = 120.0
 _TRIES = 3  # ray start gives up on a busy machine after some time of its own
 _OURS = ("OBATCH", "OLLAMA_", "RAY_")
-_HOST: Document = {"log_level": "debug", "drain_s": 5, "gpus": {"use": "simulated:2", "poll_s": 0.1}}
 
 
-class Ray:
+class RayHere:
     """Nodes ``ray1``, ``ray2`` … with two stand-in GPUs each; on the first one is Ray's own head.
 
     Args:
@@ -33,23 +34,19 @@ class Ray:
         simulator: configuration of the stand-in servers of their hosts.
     """
 
-    def __init__(self, nodes: int, simulator: Document | None = None) -> None:
+    def __init__(self, nodes: int, simulator: dict[str, Any] | None = None) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="ob-ray-"))  # short: the names of Ray's sockets are long
         self.numbers = range(1, nodes + 1)
-        self.port = free_ports(1)
+        self.port = _free_port()
         self.address = f"{self.ip(1)}:{self.port}"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.environment |= {
             "HOME": str(self.root),
             "OBATCH_HOSTS_DIR": str(self.root / "hosts"),
             "OBATCHD_SIMULATOR": json.dumps(simulator or {}),
+            "OBATCHD_LOG_LEVEL": "debug",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        for number in self.numbers:
-            directory = self.directory(number)
-            directory.mkdir(parents=True)
-            settings = {**_HOST, "servers": {"listen": self.ip(number)}}
-            (directory / "host.toml").write_text(toml.dumps(settings))
 
     @staticmethod
     def ip(number: int) -> str:
@@ -68,7 +65,7 @@ class Ray:
 
     # Life.
 
-    def start(self) -> Ray:
+    def start(self) -> RayHere:
         """Start whatever of it does not run."""
         if self.gcs() is None:
             self._ended(self.raylets())  # of an earlier head
@@ -82,6 +79,10 @@ class Ray:
         if self.raylet(number) is None:
             self._start(number, "--address", self.address)
 
+    def _own(self, number: int) -> dict[str, str]:
+        """What tells nodes apart that are one machine here."""
+        return {"OBATCHD_GPUS": "simulated:2", "OBATCHD_SERVERS_LISTEN": self.ip(number)}
+
     def _start(self, number: int, *more: str) -> None:
         command = [
             str(BIN / "ray"), "start", *more, "--node-ip-address", self.ip(number), "--node-name", self.name(number),
@@ -90,7 +91,7 @@ class Ray:
         for _ in range(_TRIES):
             with open(self.root / "ray-start.log", "ab") as log:
                 done = subprocess.run(
-                    command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    command, env=self.environment | self._own(number), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     timeout=_START_S, check=False, start_new_session=True,
                 )  # fmt: skip
             if done.returncode == 0:
@@ -117,7 +118,7 @@ class Ray:
         """Everything that was started in it and lives."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("HOME") == str(self.root) and alive(process.pid):
+                if process.environ().get("HOME") == str(self.root) and _alive(process):
                     yield process
 
     def _named(self, program: str) -> list[psutil.Process]:
@@ -176,7 +177,8 @@ class Ray:
         """Have Ray announce that it takes a node away, as its autoscaler and a preemption do."""
         command = [
             str(BIN / "ray"), "drain-node", "--address", self.address, "--node-id", self.node_id(number),
-            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test", "--deadline-remaining-seconds", "600",
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a try",
+            "--deadline-remaining-seconds", "600",
         ]  # fmt: skip
         subprocess.run(command, env=self.environment, capture_output=True, timeout=_START_S, check=True)
 
@@ -193,4 +195,24 @@ class Ray:
                 process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(processes, timeout=20)
         self._ended(left)
-        wait_for(lambda: not self.raylets(), 20, "no raylet runs")
+        _wait_for(lambda: not self.raylets())
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _wait_for(look: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not look():
+        if time.monotonic() > deadline_s:
+            raise AssertionError("Ray did not end")
+        time.sleep(0.05)
