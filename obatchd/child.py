@@ -93,6 +93,7 @@ class Channel(Generic[Message]):
     _queued_bytes: int = attrs.field(default=0, init=False)  # of those
     _draining: asyncio.Task[None] | None = attrs.field(default=None, init=False)  # while the socket is full
     _listener: Drained | None = attrs.field(default=None, init=False)  # whoever asks whether it is full
+    _resumed: asyncio.Event | None = attrs.field(default=None, init=False)  # while nothing is to be received
     _loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop, init=False)
 
     @classmethod
@@ -145,6 +146,8 @@ class Channel(Generic[Message]):
         Raises ConnectionError where the other end is gone, ValueError or msgspec.DecodeError where the frame is too
         long, or no message.
         """
+        while self._resumed is not None:
+            await self._resumed.wait()
         try:
             if self._length is None:
                 self._length = _length(await self._reader.readexactly(_HEADER.size))
@@ -158,6 +161,15 @@ class Channel(Generic[Message]):
         """Keep watch over what is not sent yet: ``listener`` hears when there is room again after ``is_full``."""
         self._listener = listener
         self._writer.transport.set_write_buffer_limits(FULL_BYTES, FULL_BYTES // 4)
+
+    def pause(self) -> None:
+        """Receive nothing more until ``resume``: the other end waits when the socket is full, and so does its work."""
+        self._resumed = self._resumed or asyncio.Event()
+
+    def resume(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.set()
 
     @property
     def is_closed(self) -> bool:
@@ -283,11 +295,19 @@ class Child:
         """Have ``listener`` hear when there is room again after ``is_full``."""
         self._channel.listen(listener)
 
+    def pause(self) -> None:
+        """Hear nothing more of it until ``resume``; it waits when its socket is full. Its end is not heard either."""
+        self._channel.pause()
+
+    def resume(self) -> None:
+        self._channel.resume()
+
     def kill(self) -> None:
         """End a child that hangs, and listen to it no longer; it then ends like one that died."""
         if not self._channel.is_closed:  # else it may be gone, and its pid somebody else's
             self._signal()
             self._channel.close()
+            self._channel.resume()
 
     def _signal(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -25,6 +25,7 @@ from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, StressFiles
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.dispatch.events import CrashListener
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.dispatch.workers import LOCAL, WorkerMaker
 from obatchd.documents import excerpt
@@ -174,7 +175,7 @@ def head(
     served = ServedModels(here.models, here.fleet, here.watch.energy)
     engine = Engine(work, served)
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
-    policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
+    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher), alarms, owner)
     policy.monitor.listen(QuarantinesByRules(work.audit))
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
@@ -218,6 +219,26 @@ def _stress_files(work: Path, settings: Settings) -> StressFiles:
     ollama = shutil.which(settings.servers.ollama)
     libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
     return StressFiles(work.absolute() / "simulator", libraries)
+
+
+class DispatchMover:
+    """Moves work by the dispatcher of this process. Implements :class:`obatchd.gpucare.moving.WorkMover`."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def vacate(self, server_id: str, patience_s: float, reason: str) -> None:
+        if (link := self._dispatcher.links.get(server_id)) is not None:
+            await self._dispatcher.vacate(link, patience_s, reason)
+
+    def hold(self, reason: str) -> None:
+        self._dispatcher.holds.hold(reason)
+
+    def release(self, reason: str) -> None:
+        self._dispatcher.holds.release(reason)
+
+    def listen_to_crashes(self, listener: CrashListener) -> None:
+        self._dispatcher.listen_to_crashes(listener)
 
 
 class ServerNews:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -22,6 +22,14 @@ class Alarm(msgspec.Struct, frozen=True):
     def words(self) -> str:
         """What happened, and what to do, in one line for people."""
         raise NotImplementedError
+
+
+class Announcer(Protocol):
+    """Tells somebody outside; :class:`obatchd.telling.alarms.Alarms`, and on a host of many
+    :class:`obatchd.cluster.host.alarms.AlarmsToHead`."""
+
+    def announce(self, alarm: Alarm) -> None:
+        """Raise an alarm, if somebody wants to hear of its kind."""
 
 
 class GpuQuarantined(Alarm, frozen=True):

@@ -1,6 +1,6 @@
 """Consequences of the state of the GPUs for servers and requests: quarantine, lending, hours of use.
 
-The monitor judges, servers obey, the dispatcher moves requests; they do not know each other.
+The monitor judges, servers obey, whoever gives them work moves requests; they do not know each other.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from datetime import datetime
 
 import attrs
 
-from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
-from obatchd.documents.alarms import GpuQuarantined, GpusUnknown
+from obatchd.documents.alarms import Announcer, GpuQuarantined, GpusUnknown
 from obatchd.documents.gpus import GpuEvent
+from obatchd.gpucare.moving import WorkMover
 from obatchd.gpucare.watch import GpuWatch, servers_on
 from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
@@ -23,7 +23,6 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskSet
-from obatchd.telling.alarms import Alarms
 
 _TICK_S = 1.0
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
@@ -40,8 +39,8 @@ class GpuPolicy(MonitorListener, CrashListener):
     _settings: Current[Settings]
     watch: GpuWatch
     fleet: Fleet
-    _dispatcher: Dispatcher
-    _announcer: Alarms
+    _mover: WorkMover
+    _announcer: Announcer
     _ticks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # without them GPUs are cared for by nobody
     _actions: TaskSet = attrs.field(default=attrs.Factory(TaskSet, takes_self=True), init=False)
     _blind_s: float | None = attrs.field(default=None, init=False)  # since when; infinity once that was told
@@ -60,7 +59,7 @@ class GpuPolicy(MonitorListener, CrashListener):
             if record.quarantine is not None:
                 for server in servers_on(self.fleet, uuid):
                     server.quarantine_at_start(f"{record.quarantine.reason} (GPU {uuid})")
-        self._dispatcher.listen_to_crashes(self)
+        self._mover.listen_to_crashes(self)
         self._look()
         self.monitor.listen(self)
         self.watch.probe.listen(self.monitor)
@@ -136,8 +135,7 @@ class GpuPolicy(MonitorListener, CrashListener):
 
     async def _empty(self, server: ManagedServer, patience_s: float) -> None:
         """Wait for requests in flight, then move the rest to other servers."""
-        if (link := self._dispatcher.links.get(server.id)) is not None:
-            await self._dispatcher.vacate(link, patience_s, "its GPU is taken out of use")
+        await self._mover.vacate(server.id, patience_s, "its GPU is taken out of use")
 
     # As time goes by.
 
@@ -172,9 +170,9 @@ class GpuPolicy(MonitorListener, CrashListener):
                 )
         self._note_ends()
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
-            self._dispatcher.holds.hold(QUARANTINE)
+            self._mover.hold(QUARANTINE)
         else:
-            self._dispatcher.holds.release(QUARANTINE)
+            self._mover.release(QUARANTINE)
 
     def _tell_if_blind(self) -> None:
         """Once for each time in which the driver does not answer, unless it does so again soon."""

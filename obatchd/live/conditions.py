@@ -11,7 +11,7 @@ from attrs import define, field
 
 from obatchd import log
 from obatchd.dispatch.holds import Holds
-from obatchd.documents.alarms import Alarm, DiskLow
+from obatchd.documents.alarms import Announcer, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
 from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
@@ -23,13 +23,6 @@ INTAKE = "intake"  # must not keep the intake from finding out that this conditi
 _DISK = "disk"
 _RESUME = 1.1  # this much more than the least must be free again, so that the daemon does not go on and off
 T = TypeVar("T")
-
-
-class Announcer(Protocol):
-    """Tells somebody outside; :class:`obatchd.telling.alarms.Alarms`."""
-
-    def announce(self, alarm: Alarm) -> None:
-        """Raise an alarm, if somebody wants to hear of its kind."""
 
 
 class ConditionListener(Protocol):

@@ -15,12 +15,12 @@ from obatchd.counters import JobCounters
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.documents import excerpt
-from obatchd.documents.alarms import JobDone
+from obatchd.documents.alarms import Announcer, JobDone
 from obatchd.documents.jobs import Counts
 from obatchd.jobs.formats import contents, request_file
 from obatchd.jobs.store import JobRow, Segment, Store
 from obatchd.live.audit import AuditLog
-from obatchd.live.conditions import Announcer, Conditions
+from obatchd.live.conditions import Conditions
 from obatchd.live.job import LiveJob
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings

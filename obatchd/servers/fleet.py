@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from obatchd.servers import environment
 from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
-from obatchd.servers.server import RemoteServer, Server, ServerListener
+from obatchd.servers.server import RemoteServer, Server, ServerFace, ServerListener
 from obatchd.servers.sweep import sweep
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -47,7 +48,8 @@ class Fleet:
     _probe: Probe
     _facts: FactStore
     _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # told when one of them ends by an exception
-    servers: dict[str, Server] = attrs.field(factory=dict, init=False)  # by id, in order
+    servers: dict[str, Server] = attrs.field(factory=dict, init=False)  # of this machine, by id, in order
+    guests: dict[str, ServerFace] = attrs.field(factory=dict, init=False)  # of joined hosts, by id; they come and go
     swept_s: list[float] = attrs.field(factory=list, init=False)  # when we killed processes of an earlier daemon; epoch
     lacks_gpus: bool = attrs.field(default=False, init=False)  # servers on GPUs were to be, and there was no GPU
     _ours: Given = attrs.field(default=Given([], ""), init=False)
@@ -57,6 +59,11 @@ class Fleet:
     def listen(self, listener: ServerListener) -> None:
         """Let ``listener`` hear of each change of state, in the event loop; before ``start``."""
         self._listener = listener
+
+    @property
+    def all(self) -> Mapping[str, ServerFace]:
+        """The servers of this machine and those of joined hosts, by id."""
+        return {**self.servers, **self.guests} if self.guests else self.servers
 
     @property
     def _settings(self) -> Settings:

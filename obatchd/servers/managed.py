@@ -20,6 +20,7 @@ from obatchd.model_names import folded
 from obatchd.ollama.api import LoadedModel
 from obatchd.servers import environment
 from obatchd.servers.cores import cpu_threads, usable_cores
+from obatchd.servers.known import LOCAL
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
@@ -86,6 +87,10 @@ class ManagedServer(Server):
     def _url(self) -> str:
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.listen, self._settings.listen)
         return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+
+    @property
+    def store(self) -> str:
+        return LOCAL
 
     @property
     def models_dir(self) -> Path:

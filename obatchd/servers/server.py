@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -45,7 +45,8 @@ class ServerListener(Protocol):
 
 
 class ServerFace(Protocol):
-    """The part of a server that operators see and command, wherever it is kept alive; :class:`Server` has it.
+    """The part of a server that operators see and command, wherever it is kept alive; :class:`Server` has it, and
+    :class:`obatchd.cluster.head.server.HostedServer` that of another host.
 
     Dispatch has its own part (:class:`obatchd.dispatch.link.ServerPort`), and so has a burn-in
     (:class:`obatchd.burnin.run.ports.RunServer`).
@@ -56,7 +57,27 @@ class ServerFace(Protocol):
     @property
     def kind(self) -> str: ...
     @property
-    def base_url(self) -> str: ...
+    def host(self) -> str:
+        """The name of the host that keeps it alive; empty for this one."""
+        ...
+
+    @property
+    def store(self) -> str:
+        """The name of its model store; servers with one name share it."""
+        ...
+
+    @property
+    def base_url(self) -> str:
+        """As its own host reaches it."""
+        ...
+
+    @property
+    def gpu_label(self) -> str: ...
+    @property
+    def version(self) -> str:
+        """Of Ollama; empty until known."""
+        ...
+
     @property
     def state(self) -> ServerState: ...
     @property
@@ -65,11 +86,28 @@ class ServerFace(Protocol):
         ...
 
     @property
+    def down(self) -> str: ...
+    @property
+    def in_words(self) -> str: ...
+    @property
+    def up(self) -> bool: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def holds(self) -> Mapping[str, str]:
+        """Who keeps work away, and why."""
+        ...
+
+    @property
     def gpus(self) -> tuple[Gpu, ...]: ...
     @property
     def gpu(self) -> Gpu | None: ...
     @property
     def slots(self) -> int: ...
+    @property
+    def model_vram_bytes(self) -> int | None: ...
+    @property
+    def unloads_in_s(self) -> float | None: ...
     @property
     def loaded(self) -> Profile | None: ...
     @property
@@ -91,6 +129,7 @@ class Server(Life):
     """One server."""
 
     kind: Literal["managed", "remote"]
+    host = ""
     pins = True  # it is for us to say how long a model is kept
 
     def __init__(self, server_id: str, base_url: str, settings: Current[Settings], listener: ServerListener) -> None:
@@ -121,6 +160,11 @@ class Server(Life):
     def address(self) -> str:
         """Its host and port, as [ollama_instances] names them."""
         return urlsplit(self.base_url).netloc
+
+    @property
+    def store(self) -> str:
+        """The name of its model store: all managed servers of a host share one."""
+        return self.id
 
     @property
     def tuning(self) -> ManagedServer | None:

@@ -43,7 +43,7 @@ class _Way(Protocol):
 
 @attrs.define(eq=False)
 class Alarms:
-    """Collects alarms and sends them. Implements :class:`obatchd.live.conditions.Announcer`."""
+    """Collects alarms and sends them. Implements :class:`obatchd.documents.alarms.Announcer`."""
 
     _current: Current[Settings] = attrs.field(alias="settings")
     _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # one, without which no alarm is passed on

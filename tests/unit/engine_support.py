@@ -57,7 +57,7 @@ class NoProcess:
 
 
 class Told(list[Alarm]):
-    """The alarms that were raised. Implements :class:`obatchd.live.conditions.Announcer`."""
+    """The alarms that were raised. Implements :class:`obatchd.documents.alarms.Announcer`."""
 
     not_arrived: Sequence[str] = ()
 

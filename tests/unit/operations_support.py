@@ -17,6 +17,7 @@ from test_gpu_monitor import Bench, DictFacts
 
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Operations, Reads
+from obatchd.daemon.compose import DispatchMover
 from obatchd.delivery import responses as responses_module
 from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import JobDocument
@@ -116,7 +117,7 @@ class Desk(Street):
         )
         alarms: Any = self.alarms
         self.policy = GpuPolicy(
-            self.work.settings, self.watch, self.fleet, self.engine.dispatcher, alarms, self.failures
+            self.work.settings, self.watch, self.fleet, DispatchMover(self.engine.dispatcher), alarms, self.failures
         )
         self.reloads = 0
         models: Any = self.store

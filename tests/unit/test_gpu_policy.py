@@ -15,6 +15,7 @@ from task_support import Failures
 from test_gpu_monitor import Bench, DictFacts
 from work_support import Alarms
 
+from obatchd.daemon.compose import DispatchMover
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading, XidEvent
@@ -66,7 +67,7 @@ class Host:
         self.owner, alarms = Failures(), Alarms()
         self.facts, self.fleet = DictFacts(), fleet
         watch = GpuWatch(in_force(), probe, fleet, self.facts, work, work / "kernel.log", self.owner)
-        self.duty = GpuPolicy(in_force(), watch, fleet, rig.dispatcher, alarms, self.owner)  # type: ignore[arg-type]
+        self.duty = GpuPolicy(in_force(), watch, fleet, DispatchMover(rig.dispatcher), alarms, self.owner)
         self.duty.start()
         self.jobs = 0
 

@@ -166,7 +166,7 @@ async def test_a_full_connection_says_so_and_when_there_is_room_again() -> None:
         one.blocked.set()
         await until(lambda: at_head.drains)
         assert not head.is_full
-    assert 9 * 2**20 > FULL_BYTES
+    assert FULL_BYTES < 9 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from obatchd.spool.layout import Layout
 
 
 class Alarms(list[str]):
-    """The kinds of the alarms that were raised. Implements :class:`obatchd.live.conditions.Announcer`."""
+    """The kinds of the alarms that were raised. Implements :class:`obatchd.documents.alarms.Announcer`."""
 
     def announce(self, alarm: Alarm) -> None:
         self.append(alarm.kind)
