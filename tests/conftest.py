@@ -157,3 +157,13 @@ def _end(daemons: list[Daemon | HostProcess]) -> None:
     for daemon in reversed(daemons):
         daemon.clean()
     no_defects(*daemons)
+
+
+@pytest.fixture
+def daemon(make_daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
+    """Starts daemons with every server READY."""
+
+    def start(config: dict[str, Any] | str | None = None, **arguments: Any) -> Daemon:
+        return make_daemon(config, **arguments).start().ready()
+
+    return start
