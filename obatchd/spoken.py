@@ -210,6 +210,8 @@ WORDS: Mapping[str, str] = {
     "gpu_finding_cleared": "{gpu}: a finding is over",
     "gpu_quarantined": "{gpu} is out of use",
     "gpu_released": "{gpu} was released",
+    "gpu_command": "",
+    "gpu_command_failed": "The head's command {command} to {gpu} was not carried out",
     "gpu_record_unreadable": "A record of a GPU cannot be read",
     "gpu_records_unreadable": "The records of the GPUs cannot be read",
     "gpu_records_not_kept": "The records of the GPUs cannot be written",

@@ -39,6 +39,8 @@ from obatchd.front.listener import Listener
 from obatchd.front.metrics import MetricRoutes
 from obatchd.front.page.sessions import WebSessions
 from obatchd.front.reads import LookRoutes
+from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.energy import EnergyMeters
@@ -192,8 +194,9 @@ def head(
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
-    gpus, audit = GpuService(policy, here.probe, work.audit), AuditQuestions(work.audit)
-    reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), Histories(policy, gpus))
+    cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
+    gpus, histories = GpuService(cards, work.audit), Histories(Past(policy, cards))
+    reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), histories)
     routes = [
         *RemoteRoutes(jobs, models, host, files, JobFiles(work), reads.answers).routes(),
         *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),

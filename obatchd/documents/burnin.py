@@ -203,6 +203,7 @@ class BurninGpu(msgspec.Struct, kw_only=True):
     counters: dict[str, CounterChange]
     stress_loads: StressLoads = msgspec.field(default_factory=StressLoads)
     phases: list[PhaseResult] = []
+    host: str | UnsetType = UNSET  # that joined, and has it; missing: the machine of the daemon itself
 
 
 class BurninGpuPages(BurninGpu, kw_only=True):
@@ -219,6 +220,7 @@ class GpuSeries(Series, kw_only=True):
     index: int
     name: str
     server: str
+    host: str | UnsetType = UNSET  # as of a GPU of the report
 
 
 class BurninGap(msgspec.Struct, rename={"since": "from"}):
@@ -235,6 +237,19 @@ class BegunPhase(msgspec.Struct):
     number: int  # from 0
     loads: list[str]
     at: str
+
+
+class BurninHost(msgspec.Struct):
+    """One host of a run over several."""
+
+    host: str  # empty: the machine of the head
+    state: str  # waiting, preparing, loading; completed, stopped, failed; not_begun, lost
+    reason: str  # why it did not take part as it should
+    verdict: str  # the worst of its GPUs
+    gpus: int
+    elapsed_s: Number  # of load
+    machine: Host
+    version: str  # of its obatchd; empty while it has told nothing
 
 
 class _Run(Document, kw_only=True):
@@ -257,6 +272,8 @@ class _Run(Document, kw_only=True):
     elapsed_s: Number  # of load
     gaps: list[BurninGap]
     phases: list[BegunPhase] = msgspec.field(default_factory=list)  # the same one again after a gap
+    hosts: list[BurninHost] | UnsetType = UNSET  # of a run over several
+    outliers: list[str] | UnsetType = UNSET  # hosts that are slower than the others as a whole, in words
 
 
 class BurninHead(_Run, kw_only=True):
@@ -299,6 +316,7 @@ class ListedGpu(msgspec.Struct):
     index: int
     name: str
     verdict: str  # empty until the end
+    host: str | UnsetType = UNSET  # as of a GPU of the report
 
 
 class ListedRun(msgspec.Struct, kw_only=True):
@@ -313,6 +331,7 @@ class ListedRun(msgspec.Struct, kw_only=True):
     ended_at: str | UnsetType | None = UNSET
     end: str  # why
     gpus: list[ListedGpu] | UnsetType = UNSET
+    hosts: list[str] | UnsetType = UNSET  # names, of a run over several
 
 
 class BurninRuns(msgspec.Struct):

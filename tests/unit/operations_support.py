@@ -22,6 +22,8 @@ from obatchd.delivery import responses as responses_module
 from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import PullProgress
+from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading
@@ -130,9 +132,10 @@ class Desk(Street):
         self.policy.monitor.listen(xids)
         self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
         self.metrics = Exposition(self.sources)
-        jobs, gpus = JobCommands(self.engine), GpuService(self.policy, self.probe, self.work.audit)
+        jobs, cards = JobCommands(self.engine), GpuCards(self.policy, self.probe)
+        gpus = GpuService(cards, self.work.audit)
         overviews = HostOverviews(self.engine, host_commands, gpus, self.burnin)
-        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(self.policy, gpus))
+        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(Past(self.policy, cards)))
         self.operations = Operations(
             jobs=jobs,
             servers=commands,

@@ -12,6 +12,7 @@ from test_gpu_monitor import Bench
 
 from obatchd.documents.gpus import KernelLogState
 from obatchd.errors import ControlError, NotFoundError
+from obatchd.gpucare.cards import GpuCards
 from obatchd.gpus.model import Identity, Reading
 from obatchd.live.audit import AuditLog
 from obatchd.operations.gpus import GpuService
@@ -37,7 +38,7 @@ def service(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = (""
     probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=host_trouble)
     policy: Any = Duty(bench)
     audit: Any = AsyncMock(AuditLog)
-    return GpuService(policy, probe, audit)
+    return GpuService(GpuCards(policy, probe), audit)
 
 
 async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -> None:

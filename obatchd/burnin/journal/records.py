@@ -25,6 +25,12 @@ class Unit(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int
     server: str
     identity: Identity = Identity("")
+    host: str = ""  # that joined; empty: the machine of the daemon itself
+
+    @property
+    def called(self) -> str:
+        """In commands and sentences, where an index alone may mean a GPU of each host."""
+        return f"{self.host}:{self.index}" if self.host else str(self.index)
 
 
 class Begun(msgspec.Struct, tag="begun", frozen=True):

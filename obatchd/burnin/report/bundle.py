@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import tarfile
 import tempfile
 import time
@@ -18,6 +19,7 @@ import msgspec
 
 from obatchd.burnin.report import diagnostics
 from obatchd.burnin.report.diagnostics import Ran, Scrubber
+from obatchd.burnin.report.figures import called, host_of
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import summary
 from obatchd.documents import excerpt
@@ -33,15 +35,20 @@ _REMAPPING = ("remapped_", "remap_", "retired_", "banks_without_spares")
 
 
 def find_gpu(report: BurninReport, name: str) -> BurninGpuPages:
-    """A GPU of a report by index, UUID (or its beginning) or serial number.
+    """A GPU of a report by index, UUID (or its beginning) or serial number; of a joined host ``node07:0``.
 
-    Raises NotFoundError where there is none.
+    Raises NotFoundError where there is none, or an index is that of GPUs of several hosts.
     """
-    for gpu in report.gpus:
-        known = (str(gpu.index), gpu.uuid, gpu.identity.serial)
-        if name in known or (len(name) > 7 and gpu.uuid.startswith(name)):
-            return gpu
-    present = ", ".join(f"{gpu.index} = {gpu.uuid}" for gpu in report.gpus)
+    found = [
+        gpu for gpu in report.gpus if name in (called(gpu), gpu.uuid, gpu.identity.serial, gpu.host and gpu.server)
+    ]
+    found = found or [gpu for gpu in report.gpus if len(name) > 7 and gpu.uuid.startswith(name)]
+    if found := found or [gpu for gpu in report.gpus if name == str(gpu.index)]:
+        if len(found) == 1 or not found[0].host:
+            return found[0]
+        hosts = ", ".join(called(gpu) for gpu in found)
+        raise NotFoundError(f"several hosts of burn-in {report.run} have a GPU {name}: name one of {hosts}")
+    present = ", ".join(f"{called(gpu)} = {gpu.uuid}" for gpu in report.gpus)
     raise NotFoundError(f"GPU {name} is not in the report of burn-in {report.run}; there are: {present}")
 
 
@@ -65,8 +72,11 @@ def write(
         OSError: the archive cannot be written.
     """
     files = _of_the_report(report, gpu)
-    say("asking nvidia-smi and the kernel log")
-    ran = _tools(report, files)
+    if (away := _elsewhere(report, gpu)) is not None:
+        ran, diagnose = [away], False
+    else:
+        say("asking nvidia-smi and the kernel log")
+        ran = _tools(report, files)
     if diagnose:
         with tempfile.TemporaryDirectory(prefix="obatchd-bundle-") as directory, free():
             ran += _diagnose(gpu, Path(directory), files, say)
@@ -75,7 +85,7 @@ def write(
     files["README.txt"] = readme(report, gpu, tools).encode()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     files["SHA256SUMS"] = sums.encode()
-    folder = f"burnin-{report.run}-gpu{gpu.index}"
+    folder = f"burnin-{report.run}-gpu{called(gpu).replace(':', '-')}"
     temporary = target.with_name(f".{target.name}.tmp")
     with tarfile.open(temporary, "w:gz") as archive:
         for name, data in sorted(files.items()):
@@ -86,14 +96,24 @@ def write(
     return tools
 
 
+def _elsewhere(report: BurninReport, gpu: BurninGpuPages) -> Ran | None:
+    """Why no tool is run here: it would tell of the GPUs of another machine."""
+    there = host_of(report, gpu).hostname
+    if not gpu.host or there == socket.gethostname():
+        return None
+    command = f"obatchctl burnin bundle {gpu.uuid} --run burnin-{report.run}.json"
+    return Ran("all tools", command, f"not run: the GPU is in {gpu.host} ({there}). Copy the report there (report.json "
+               "of this archive) and run the command there, as root")  # fmt: skip
+
+
 def _of_the_report(report: BurninReport, gpu: BurninGpuPages) -> dict[str, bytes]:
     xids = [event for event in gpu.events if event.signal.startswith("xid_") and event.verbatim]
     counters = gpu.counters
     return {
         "report.json": _json(report),
         "report.html": render(report).encode(),
-        "gpu.json": _json({key: value for key, value in msgspec.structs.asdict(gpu).items() if key != "series"}),
-        "host.json": _json(report.host),
+        "gpu.json": _json({key: value for key, value in msgspec.to_builtins(gpu).items() if key != "series"}),
+        "host.json": _json(host_of(report, gpu)),
         "xids.txt": "".join(f"{event.at}  {event.verbatim}\n" for event in xids).encode(),
         "counters.json": _json(counters),
         "memory-repair.json": _json({k: v for k, v in counters.items() if k.startswith(_REMAPPING)}),
@@ -129,7 +149,7 @@ def _diagnose(gpu: BurninGpuPages, directory: Path, files: dict[str, bytes], say
 
 def readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome]) -> str:
     """The first page: who it is, what is wrong with it, and how to see that again."""
-    identity = gpu.identity
+    identity, host = gpu.identity, host_of(report, gpu)
     failures = [reason for reason in gpu.reasons if reason.consequence == "fail"]
     lines = [
         f"Evidence about one GPU, gathered by obatchd {report.version}",
@@ -140,8 +160,8 @@ def readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome]) 
         f"Bus id, slot   {identity.pci_bus_id or '?'}, {identity.slot or 'unknown'}",
         f"VBIOS, InfoROM {identity.vbios or '?'}, {identity.inforom or '?'}",
         f"Driver, CUDA   {identity.driver or '?'}, {identity.cuda or '?'}",
-        f"Host           {report.host.machine or 'machine unknown'}, serial "
-        f"{report.host.dmi.get('serial', 'unknown (root may read it)')}",
+        f"Host           {host.machine or 'machine unknown'}, serial "
+        f"{host.dmi.get('serial', 'unknown (root may read it)')}",
         f"Verdict        {gpu.verdict}",
         "",
         "Symptoms, with the criterion each meets:",
@@ -175,7 +195,7 @@ def _wrong(loads: StressLoads) -> list[str]:
 
 def _reproduction(report: BurninReport, gpu: BurninGpuPages, failures: list[BurninReason]) -> list[str]:
     """How often, how soon, under which load, and the command."""
-    command = f"obatchctl burnin start --gpus {gpu.index} --duration {int(report.asked_s)}s"
+    command = f"obatchctl burnin start --gpus {gpu.server if gpu.host else gpu.index} --duration {int(report.asked_s)}s"
     if report.plan.phases and not report.plan.with_jobs:
         command += f" --load {','.join(report.plan.loads)}"
     if gpu.load.model:

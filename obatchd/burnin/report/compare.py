@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+from msgspec import UNSET
+
 from obatchd.burnin.report.figures import most_power_percent, nvlink_errors, pcie_link, products
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
 from obatchd.documents.burnin import BurninGpuPages, BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
@@ -32,7 +35,7 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     chassis that is too hot, or with too little power, all siblings are slow and none stands out. The verdict is the
     worst of the comparison and of the reports' own. Raises ConfigError where the reports have nothing in common.
     """
-    reports, left_out = _without_repetitions(reports)
+    reports, left_out = _without_repetitions([part for report in reports for part in by_host(report)])
     rows = _rows(reports, left_out)
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
     left_out += [
@@ -51,6 +54,23 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     return Comparison(
         verdict=verdict.value, exit_code=EXIT_CODES[verdict], meaning=meaning, groups=groups, left_out=left_out
     )
+
+
+def by_host(report: BurninReport) -> list[BurninReport]:
+    """A report for each host of a run over several that has GPUs in it; any other report as it is."""
+    parts = []
+    for host in report.hosts or ():
+        gpus = [gpu for gpu in report.gpus if (gpu.host or "") == host.host]
+        machine = msgspec.structs.replace(host.machine, hostname=host.host or host.machine.hostname)
+        own = msgspec.structs.replace(report, host=machine, gpus=gpus, hosts=UNSET, outliers=UNSET)
+        parts += [own] if gpus else []
+    return parts if report.hosts else [report]
+
+
+def slower_hosts(reports: Sequence[BurninReport]) -> list[str]:
+    """The reports whose GPUs are slower together than those of the others, in words; of runs in the same kinds."""
+    rows = [members for members in _rows(reports, []).values() if len(members) > 1]
+    return [text for members in rows for text in _hosts(members, reports[members[0].report].plan.limits)[0]]
 
 
 def _rows(reports: Sequence[BurninReport], left_out: list[str]) -> dict[_Kind, list[ComparedGpu]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from obatchd.documents.burnin import BurninGpu, Plan
+from obatchd.documents.burnin import BurninGpu, BurninReport, GpuSeries, Host, ListedGpu, Plan
 from obatchd.documents.burnin_loads import StressLoads
 from obatchd.words import three_digits
 
 TOO_SHORT = "Each precision had less than 10 s of products: too short to tell how fast they were."
+
+THE_HEAD = "the head's own machine"
 
 LOADS = {
     "model": "model",
@@ -18,6 +20,16 @@ LOADS = {
     "gpu-burn": "gpu-burn",
     "jobs": "jobs",
 }
+
+
+def called(gpu: BurninGpu | GpuSeries | ListedGpu) -> str:
+    """A GPU in tables and sentences; of a host that joined with its name."""
+    return f"{gpu.host}:{gpu.index}" if gpu.host else str(gpu.index)
+
+
+def host_of(report: BurninReport, gpu: BurninGpu) -> Host:
+    """The machine of a GPU."""
+    return next((each.machine for each in report.hosts or () if each.host == (gpu.host or "")), report.host)
 
 
 def load_words(plan: Plan) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 
 from obatchd.burnin.report import plots
 from obatchd.burnin.report.figures import (
+    THE_HEAD,
     TOO_SHORT,
+    called,
     fastest_precision,
+    host_of,
     is_too_short,
     load_words,
     most_power_percent,
@@ -69,9 +72,10 @@ def _front(axes: Axes, title: str) -> str:
         for gap in report.gaps
     ]
     notes += [f"{_time(event.at)}: {event.text}" for event in report.events if event.consequence != "note"]
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    notes += [f"{host.host or THE_HEAD}: {host.reason}" for host in report.hosts or () if host.reason]
+    listed = "".join(f"<li>{escape(note)}</li>" for note in [*notes, *(report.outliers or ())])
     legend = "".join(
-        f'<span class="named">{plots.key(number)} GPU {gpu.index}</span> ' for number, gpu in enumerate(report.gpus)
+        f'<span class="named">{plots.key(number)} GPU {called(gpu)}</span> ' for number, gpu in enumerate(report.gpus)
     )
     wanted = [plot for plot in plots.shown_plots(axes) if not plot.column.startswith("errors_")]
     wanted = [plot for plot in wanted if any(axes.has(plot, gpu) for gpu in report.gpus)]
@@ -110,7 +114,7 @@ def _table(report: BurninReport) -> str:
         }
         names = numbers.keys()
         rows.append(
-            f'<tr><td><a href="#gpu-{number}">{gpu.index}</a> <span class="soft">{escape(gpu.name)}</span></td>'
+            f'<tr><td><a href="#gpu-{number}">{called(gpu)}</a> <span class="soft">{escape(gpu.name)}</span></td>'
             f"<td>{_badge(gpu.verdict)}</td>{''.join(f'<td class=n>{text}</td>' for text in numbers.values())}"
             f"<td>{escape(reasons[0].text) if reasons else ''}</td></tr>"
         )
@@ -152,7 +156,7 @@ def _stressed_table(report: BurninReport) -> str:
         }
         names = numbers.keys()
         cells = "".join(f"<td class=n>{text}</td>" for text in numbers.values())
-        rows.append(f'<tr><td><a href="#gpu-{number}">{gpu.index}</a></td>{cells}</tr>')
+        rows.append(f'<tr><td><a href="#gpu-{number}">{called(gpu)}</a></td>{cells}</tr>')
     head = "".join(f"<th class=n>{name}</th>" for name in names)
     return (
         "<h3>Matrix products, memory, links</h3>"
@@ -177,8 +181,8 @@ def _gpu(axes: Axes, number: int) -> str:
     figures = "".join(plots.overlay(axes, plot, number) for plot in plots.shown_plots(axes))
     return (
         f'<section class="gpu" id="gpu-{number}">'
-        f"<h2>GPU {gpu.index}: {escape(gpu.name)} {_badge(gpu.verdict)}</h2>"
-        f'<p class="soft">Burn-in {escape(report.run)} on {escape(report.host.hostname)}</p>'
+        f"<h2>GPU {called(gpu)}: {escape(gpu.name)} {_badge(gpu.verdict)}</h2>"
+        f'<p class="soft">Burn-in {escape(report.run)} on {escape(host_of(report, gpu).hostname)}</p>'
         f"{_identity(gpu)}{_reasons(gpu)}"
         f'<p class="action"><b>What to do:</b> {_commands(gpu.action)}</p>'
         f'<p class="legend"><span class="swatch" style="background:#0b57a4"></span>this GPU'
@@ -300,7 +304,7 @@ def _stressed(loads: StressLoads, report: BurninReport) -> str:
             facts[name] = f"{scaled(link.bytes_per_s, 1e9)} GB/s{_median(link.of_median_percent)}"
     peers = sorted((link for link in loads.links if link.kind == "to_peer"), key=lambda link: link.bytes_per_s)
     if peers:
-        name = next((f"GPU {gpu.index}" for gpu in report.gpus if gpu.uuid == peers[0].peer), peers[0].peer)
+        name = next((f"GPU {called(gpu)}" for gpu in report.gpus if gpu.uuid == peers[0].peer), peers[0].peer)
         slowest = f"{scaled(peers[0].bytes_per_s, 1e9)} GB/s{_median(peers[0].of_median_percent)} to {name}"
         facts["To peers"] = f"{counted(len(peers), 'GPU')}, the slowest {slowest}"
     for each in loads.outside:

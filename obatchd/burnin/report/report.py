@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import CORRECTED, UNCORRECTED
@@ -51,7 +52,7 @@ def build(records: Sequence[Record]) -> BurninReport:
         state=state_of(records),
         verdict=result.value,
         exit_code=verdict.EXIT_CODES[result],
-        meaning=_meaning(result, verdicts),
+        meaning=meaning(result, verdicts),
         plan=begun.plan,
         host=begun.host,
         started_at=instant(begun.at_s),
@@ -62,9 +63,9 @@ def build(records: Sequence[Record]) -> BurninReport:
         elapsed_s=round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1),
         gaps=gaps_in(records),
         phases=[BegunPhase(r.number, r.loads, instant(r.at_s)) for r in records if isinstance(r, PhaseBegun)],
-        events=[_event(record) for record in records if isinstance(record, Event) and not record.gpu],
+        events=[event_of(record) for record in records if isinstance(record, Event) and not record.gpu],
         at=[instant(bucket.at_s) for bucket in buckets],
-        gpus=[_gpu(found, judged, buckets) for found, judged in zip(evidence, verdicts, strict=True)],
+        gpus=[gpu_pages(found, judged, buckets) for found, judged in zip(evidence, verdicts, strict=True)],
     )
 
 
@@ -96,7 +97,8 @@ def instant_if(at_s: float | None) -> str | None:
     return None if at_s is None else instant(at_s)
 
 
-def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
+def meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
+    """What the verdict of a run says, in a sentence or two."""
     count, bad = len(verdicts), sum(1 for judged in verdicts if judged.result is result)
     match result:
         case Result.PASS:
@@ -111,10 +113,11 @@ def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
             return f"{found}: nobody knows whether {'it is' if bad == 1 else 'they are'} sound. The reasons say why."
 
 
-def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:
-    ready = evidence.prepared
+def gpu_pages(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:
+    """All about one GPU, from ``buckets`` of its host."""
+    ready, unit = evidence.prepared, evidence.unit
     return BurninGpuPages(
-        **msgspec.structs.asdict(evidence.unit),
+        **msgspec.structs.asdict(unit) | {"host": unit.host or UNSET},
         verdict=judged.result.value,
         action=judged.action,
         reasons=[
@@ -131,7 +134,7 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         counters=dict(sorted(evidence.counters.items())),
         stress_loads=evidence.loads,
         phases=evidence.phases,
-        events=[_event(event) for event in evidence.events if event.gpu],
+        events=[event_of(event) for event in evidence.events if event.gpu],
         series=series_of(evidence.unit.uuid, buckets),
     )
 
@@ -140,7 +143,7 @@ def _rounded(value: float | None) -> Any:
     return None if value is None else round(value, 1)
 
 
-def _event(event: Event) -> BurninEvent:
+def event_of(event: Event) -> BurninEvent:
     return BurninEvent(instant(event.at_s), event.signal, event.text, event.consequence, event.action, event.verbatim)
 
 

@@ -28,7 +28,7 @@ def build(records: Sequence[Record], points: int) -> BurninSeries:
         active=False,
         elapsed_s=round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1),
         asked_s=begun.plan.duration_s,
-        at_s=[round(group[-1].at_s, 1) for group in _groups(buckets, together)],
+        at_s=[round(group[-1].at_s, 1) for group in grouped(buckets, together)],
         gaps=gaps_in(records),
         gpus=[
             GpuSeries(
@@ -36,22 +36,24 @@ def build(records: Sequence[Record], points: int) -> BurninSeries:
                 index=unit.index,
                 name=unit.name,
                 server=unit.server,
-                **_drawn_together(series_of(unit.uuid, buckets), together),
+                **drawn_together(series_of(unit.uuid, buckets), together),
             )
             for unit in begun.units
         ],
     )
 
 
-def _drawn_together(series: Series, together: int) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = msgspec.structs.asdict(series)
+def drawn_together(series: Series, together: int) -> dict[str, Any]:
+    """Columns in which each value stands for ``together`` neighbours."""
+    columns: dict[str, Any] = msgspec.structs.asdict(series)
     return {
-        name: [_one(group, _mean if name in _MEANS else max) for group in _groups(values, together)]
+        name: [_one(group, _mean if name in _MEANS else max) for group in grouped(values, together)]
         for name, values in columns.items()
     }
 
 
-def _groups(values: Sequence[Any], together: int) -> list[Sequence[Any]]:
+def grouped(values: Sequence[Any], together: int) -> list[Sequence[Any]]:
+    """Neighbours, ``together`` at a time."""
     return [values[place : place + together] for place in range(0, len(values), together)]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 
 from obatchd.burnin.report.figures import (
+    THE_HEAD,
     TOO_SHORT,
+    called,
     fastest_precision,
     is_too_short,
     load_words,
@@ -25,7 +27,7 @@ _SHOWN = ("fail", "inconclusive", "warn")
 def summary(report: BurninHead | BurninReport) -> str:
     """A report on one screen: the verdict, a line for each GPU, and why."""
     plan, host = report.plan, report.host
-    load = load_words(plan)
+    load, width = load_words(plan), _gpu_width(report)
     lines = [
         f"Burn-in {report.run} on {host.hostname}: {report.verdict} ({report.state})",
         *textwrap.wrap(report.meaning, _WIDTH),
@@ -37,8 +39,9 @@ def summary(report: BurninHead | BurninReport) -> str:
             for gap in report.gaps
             for line in textwrap.wrap(f"gap from {gap.since} until {gap.until}: {gap.reason}", _WIDTH)
         ),
+        *_hosts(report),
         "",
-        f"{'GPU':<3} {'VERDICT':<15} {'TOKENS/S':>8} {'TOKENS/J':>8} {'UTIL':>5} {'POWER':>5} {'HOTTEST':>7} "
+        f"{'GPU':<{width}} {'VERDICT':<15} {'TOKENS/S':>8} {'TOKENS/J':>8} {'UTIL':>5} {'POWER':>5} {'HOTTEST':>7} "
         f"{'SLOTS':>5}  OUTPUT",
     ]
     for gpu in report.gpus:
@@ -47,7 +50,7 @@ def summary(report: BurninHead | BurninReport) -> str:
         if canary.mismatches:
             check = f"{canary.mismatches} of {canary.checks} differ"
         lines.append(
-            f"{gpu.index:<3} {gpu.verdict:<15} {_cell(gpu.work.tokens_per_s, ''):>8} "
+            f"{called(gpu):<{width}} {gpu.verdict:<15} {_cell(gpu.work.tokens_per_s, ''):>8} "
             f"{_per_joule(gpu.work.tokens_per_j):>8} {_cell(stress.utilisation_percent, ' %'):>5} "
             f"{_cell(stress.power_percent, ' %'):>5} {_cell(stress.temp_c, ' °C'):>7} "
             f"{_cell(stress.slots_busy_percent, ' %'):>5}  {check}"
@@ -58,14 +61,24 @@ def summary(report: BurninHead | BurninReport) -> str:
     return "\n".join(lines)
 
 
+def _gpu_width(report: BurninHead | BurninReport) -> int:
+    return max([3, *(len(called(gpu)) for gpu in report.gpus)])
+
+
+def _hosts(report: BurninHead | BurninReport) -> list[str]:
+    """Of a run over several hosts: those that were not tested to the end, and those that are slow as a whole."""
+    told = [f"{host.host or THE_HEAD}: {host.reason}" for host in report.hosts or () if host.reason]
+    return [line for text in [*told, *(report.outliers or ())] for line in textwrap.wrap(text, _WIDTH)]
+
+
 def _stressed(report: BurninHead | BurninReport) -> list[str]:
     """The loads beside the model, where there were any: a line for each GPU."""
     if not any(gpu.stress_loads.products or gpu.stress_loads.memory or gpu.stress_loads.links for gpu in report.gpus):
         return []
-    precision = fastest_precision(products(gpu.stress_loads) for gpu in report.gpus)
+    precision, width = fastest_precision(products(gpu.stress_loads) for gpu in report.gpus), _gpu_width(report)
     lines = [
         "",
-        f"{'GPU':<3} {f'TFLOP/S {precision}'.strip():>12} {'MEM GB/S':>8} {'COVERED':>14} {'HOST GB/S':>9} "
+        f"{'GPU':<{width}} {f'TFLOP/S {precision}'.strip():>12} {'MEM GB/S':>8} {'COVERED':>14} {'HOST GB/S':>9} "
         f"{'PEER GB/S':>9} {'MOST POWER':>10}  WRONG",
     ]
     for gpu in report.gpus:
@@ -74,7 +87,7 @@ def _stressed(report: BurninHead | BurninReport) -> list[str]:
         if memory is not None and memory.covered_percent is not None:
             covered += f" {memory.covered_percent:.0f} %"
         lines.append(
-            f"{gpu.index:<3} {scaled(products(loads).get(precision), 1e12):>12} "
+            f"{called(gpu):<{width}} {scaled(products(loads).get(precision), 1e12):>12} "
             f"{scaled(memory.bytes_per_s if memory else None, 1e9):>8} {covered:>14} "
             f"{scaled(slowest_link(loads, 'to_host', 'from_host'), 1e9):>9} "
             f"{scaled(slowest_link(loads, 'to_peer'), 1e9):>9} {_cell(most_power_percent(gpu), ' %'):>10}  "
@@ -105,7 +118,7 @@ def _reasons(gpu: BurninGpu) -> list[str]:
     low = [reason for reason in gpu.reasons if reason.signal == "low_stress"]
     if not shown and not low:
         return []
-    lines = ["", *textwrap.wrap(f"GPU {gpu.index}, {gpu.name}, {gpu.uuid}: {gpu.verdict}", _WIDTH)]
+    lines = ["", *textwrap.wrap(f"GPU {called(gpu)}, {gpu.name}, {gpu.uuid}: {gpu.verdict}", _WIDTH)]
     told = [f"{reason.consequence}: {reason.text}" for reason in shown or low]
     told += [f"do: {gpu.action}"] if gpu.action not in ("", "None.") else []
     for text in told:

@@ -67,16 +67,36 @@ class Evidence(msgspec.Struct, kw_only=True):
         known = [phase.power_percent for phase in self.phases if phase.power_percent is not None]
         return max(known, default=self.stress.power_percent)
 
+    @property
+    def reference(self) -> str:
+        """Digest of the answer that its output checks expect; empty where it has none."""
+        return next((canary.digest for canary in reversed(self.canaries) if canary.step == "calibrated"), "")
 
-def gather(records: Sequence[Record]) -> list[Evidence]:
-    """The evidence on each GPU, in index order."""
-    begun = journal.begun(records)
-    phased = _phased(records)
-    units = sorted(begun.units, key=lambda unit: (unit.index, unit.uuid))
-    found = [_of(unit, begun.plan, records, phased) for unit in units]
+    def has_software_of(self, other: Evidence) -> bool:
+        """Whether both answer with the same bytes of model and Ollama: surely on one host, or where they tell so."""
+        if self.unit.host == other.unit.host:
+            return True
+        one, two = self.prepared, other.prepared
+        return one is not None and two is not None and (one.digest, one.ollama) == (two.digest, two.ollama)
+
+    def has_driver_of(self, other: Evidence) -> bool:
+        """Whether both compute by the same driver: surely on one host, or where they tell so."""
+        return self.unit.host == other.unit.host or self.unit.identity.driver == other.unit.identity.driver
+
+
+def gather(*hosts: Sequence[Record]) -> list[Evidence]:
+    """The evidence on each GPU, from the records of each host of a run: by host, then in index order."""
+    found = [one for records in hosts for one in _of_host(records)]
     for one in found:
         put_beside(one.loads, [other.loads for other in found if _alike(one, other)])
     return found
+
+
+def _of_host(records: Sequence[Record]) -> list[Evidence]:
+    begun = journal.begun(records)
+    phased = _phased(records)
+    units = sorted(begun.units, key=lambda unit: (unit.index, unit.uuid))
+    return [_of(unit, begun.plan, records, phased) for unit in units]
 
 
 def _alike(one: Evidence, other: Evidence) -> bool:

@@ -29,3 +29,7 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
     action: str = ""
     at_s: float | None = None  # first seen
+
+
+# Of a host of a run over several: it could not begin, or was away until the end.
+NOT_BEGUN, HOST_LOST = "not_begun", "host_lost"

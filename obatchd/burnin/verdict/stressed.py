@@ -93,7 +93,7 @@ def _beside(like: int, most: int, others: int) -> str:
 
 
 def _same_library(one: Evidence, other: Evidence) -> bool:
-    return one.loads.library == other.loads.library
+    return one.loads.library == other.loads.library and one.has_driver_of(other)
 
 
 def of_ends(evidence: Evidence) -> Iterator[Reason]:

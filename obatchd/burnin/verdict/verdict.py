@@ -16,7 +16,18 @@ import msgspec
 from obatchd.burnin.journal.records import Consequence, Event
 from obatchd.burnin.verdict import stressed
 from obatchd.burnin.verdict.evidence import Evidence
-from obatchd.burnin.verdict.reasons import COMPARE, CORRUPTION, DIAGNOSE, LOW_STRESS, RETEST, WRONG, Reason
+from obatchd.burnin.verdict.reasons import (
+    COMPARE,
+    CORRUPTION,
+    DIAGNOSE,
+    HOST_LOST,
+    LOW_STRESS,
+    NOT_BEGUN,
+    RETEST,
+    WRONG,
+    Reason,
+)
+from obatchd.burnin.verdict.references import of_references
 from obatchd.words import counted, three_digits
 
 COLLECT = "Make the file for the vendor: `obatchctl burnin bundle {gpu}`."
@@ -24,6 +35,7 @@ _STRESS = "Use a larger model or more slots to load it further, if full stress i
 _EFFICIENCY = "Compare power limit, clocks, fans and temperature with GPUs of its kind."
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
 _BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
+_FIRST = (*WRONG, NOT_BEGUN, HOST_LOST)  # of reasons alike grave: what they say explains the others
 _ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
 
 
@@ -76,15 +88,20 @@ def _sibling(one: Evidence, other: Evidence) -> bool:
         return False
     ours, theirs = one.prepared, other.prepared
     same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
-    return same_load and one.unit.name == other.unit.name and ours.server != theirs.server
+    same = same_load and one.unit.name == other.unit.name and ours.server != theirs.server
+    return same and one.has_software_of(other)
 
 
 def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]) -> Verdict:
     """``siblings`` did the same work for the model, ``of_kind`` are all others of its kind."""
+    if any(event.signal == NOT_BEGUN for event in evidence.events):
+        reasons = list(_of_events(evidence))
+        return Verdict(Result.INCONCLUSIVE, reasons, _action(Result.INCONCLUSIVE, reasons, evidence))
     reasons = [
         *_of_events(evidence),
         *stressed.of_wrong(evidence, of_kind),
         *_of_canaries(evidence),
+        *of_references(evidence, siblings),
         *_of_speed(evidence, siblings),
         *stressed.of_speeds(evidence, of_kind),
         *_of_energy(evidence, siblings),
@@ -97,7 +114,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]
         reasons += _of_stress(evidence)
         reasons += stressed.of_coverage(evidence)
     # Wrong results say more than slow ones.
-    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.signal not in WRONG, reason.at_s or 0.0))
+    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.signal not in _FIRST, reason.at_s or 0.0))
     found = {reason.consequence for reason in reasons}
     if "fail" in found:
         result = Result.FAIL
@@ -111,7 +128,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]
 def _action(result: Result, reasons: list[Reason], evidence: Evidence) -> str:
     first = next((reason.action for reason in reasons if reason.action), "")
     if result is Result.FAIL:
-        return f"{COLLECT.format(gpu=evidence.unit.index)} {first}".strip()
+        return f"{COLLECT.format(gpu=evidence.unit.called)} {first}".strip()
     if result is Result.INCONCLUSIVE:
         return first or RETEST
     return first if any(reason.consequence == "warn" for reason in reasons) else "None."

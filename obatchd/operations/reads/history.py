@@ -3,86 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
 
 from attrs import define, field
 from msgspec import UNSET
 
 from obatchd.control.operations import SpanAsked
-from obatchd.documents.gpus import GpuEvent
-from obatchd.documents.history import GpuColumns, GpuHistory, HostWork, ServerWorked, WorkHistory
+from obatchd.documents.history import GpuHistory, HostWork, ServerWorked, WorkHistory
 from obatchd.engine.engine import Engine
-from obatchd.errors import ControlError
-from obatchd.gpucare.policy import GpuPolicy
-from obatchd.gpus.columns import CardColumns
+from obatchd.gpucare.past import Past
 from obatchd.gpus.history import History, Work
-from obatchd.operations.gpus import GpuService, told
 from obatchd.tasks import TaskOwner, TaskSet
 
-_MOST_EVENTS = 1000
 _LOOK_S = 10.0
-_OLD_S = 15.0
-T = TypeVar("T")
 
 
 @define(eq=False)
 class Histories:
     """Implements :class:`obatchd.control.operations.HistoryOperations`, which says what each method does."""
 
-    _policy: GpuPolicy
-    _gpus: GpuService
-    _kept: dict[Hashable, Any] = field(factory=dict, init=False)  # columns that were read a moment ago, for other tabs
-    _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
+    _past: Past
 
     async def gpus(self, asked: SpanAsked, name: str | None) -> GpuHistory:
-        history, uuid = self._policy.watch.history, self._gpus.find(name) if name else None
-        tracks = self._policy.monitor.tracks
-        serial = tracks[uuid].identity.serial if uuid else ""
-        grid = history.grid(*asked)
-
-        def look() -> list[GpuEvent]:
-            return history.events(uuid, _MOST_EVENTS + 1, serial, since_s=asked.since_s, until_s=asked.until_s)
-
-        cards = await self._columns(("cards", grid, uuid), lambda: history.cards(grid, uuid))
-        events = [told(event) for event in await _read(look)]
-        columns = sorted(map(self._card, cards), key=lambda card: (card.index is None, card.index or 0, card.uuid))
-        return GpuHistory(grid.step_s, grid.at_s, columns, events[-_MOST_EVENTS:], len(events) > _MOST_EVENTS)
-
-    def _card(self, card: CardColumns) -> GpuColumns:
-        track = self._policy.monitor.tracks.get(card.uuid)
-        latest = track.latest if track else None
-        return GpuColumns(
-            uuid=card.uuid,
-            index=track.identity.index if track else None,
-            name=track.identity.name if track else "",
-            serial=card.serial,
-            slot=card.slot,
-            memory_total_bytes=latest.memory_total_bytes if latest else None,
-            **card.columns,
-        )
+        return await self._past.gpus(*asked, name)
 
     async def work(self, asked: SpanAsked) -> WorkHistory:
-        history = self._policy.watch.history
+        history = self._past.history
         grid = history.grid(*asked)
-        found = await self._columns(("work", grid), lambda: history.work(grid))
+        found = await self._past.columns(("work", grid), lambda: history.work(grid))
         unknown = {name: [None] * grid.steps for name in HostWork.__struct_fields__}
         host = HostWork(**found.get("", unknown))
         servers = [
             ServerWorked(name, columns["tokens_per_s"], columns["in_flight"]) for name, columns in found.items() if name
         ]
         return WorkHistory(grid.step_s, grid.at_s, host, servers)
-
-    async def _columns(self, key: Hashable, look: Callable[[], T]) -> T:
-        """What ``look`` reads, or read some seconds ago: one at a time, for months of many GPUs take a second."""
-        async with self._turn:
-            if key not in self._kept:
-                self._kept[key] = await _read(look)
-                asyncio.get_running_loop().call_later(_OLD_S, self._kept.pop, key, None)
-            found: T = self._kept[key]
-            return found
 
 
 @define(eq=False)
@@ -136,12 +90,3 @@ class WorkLooks:
         )  # fmt: skip
         each = [Work(name, span_s, done[name], 0, 0, 0, busy[name], 0) for name in links]
         self._history.worked(at_s, [all_of_it, *(one for one in each if not one.idle)])
-
-
-async def _read(look: Callable[[], T]) -> T:
-    try:
-        return await asyncio.to_thread(look)
-    except sqlite3.Error as error:
-        raise ControlError(
-            f"history.db cannot be read: {error}; see the log of the daemon", code="no_history"
-        ) from error

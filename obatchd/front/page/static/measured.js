@@ -12,7 +12,8 @@ const HISTORY = [
 const WORK = [['tokens_per_s', 'Tokens/s'], ['queued', 'Requests that wait'], ['in_flight', 'Requests in slots'], ['failed_per_s', 'Failures/s']];
 const chosen = { span: '24h', gpu: '' };
 
-const nameOf = (gpu) => `GPU ${gpu.index ?? gpu.serial ?? gpu.uuid}`;
+const placeOf = (gpu) => (gpu.host ? `${gpu.host}:${gpu.index}` : gpu.index);  // of a host that joined with its name
+const nameOf = (gpu) => `GPU ${placeOf(gpu) ?? gpu.serial ?? gpu.uuid}`;
 const scaled = (column, by) => (by === 1 ? column : column.map((value) => (value === null ? null : value / by)));
 const seen = (column) => column && column.some((value) => value !== null);
 
@@ -71,7 +72,7 @@ const SERIES = [['tokens_per_s', 'Tokens/s', 1], ['temp_c', 'Temperature, °C', 
   ['throttled_percent', 'Throttled, % of the time', 1], ['errors_uncorrected', 'Uncorrected memory errors since the beginning', 1], ['errors_corrected', 'Corrected memory errors since the beginning', 1]];
 
 const VERDICTS = [
-  { name: 'GPU', by: (gpu) => gpu.index, cell: (gpu) => html`<b>${gpu.index}</b> <span class="quiet wide">${gpu.name}</span>` },
+  { name: 'GPU', by: placeOf, cell: (gpu) => html`<b>${placeOf(gpu)}</b> <span class="quiet wide">${gpu.name}</span>` },
   { name: 'Verdict', by: (gpu) => gpu.verdict, cell: (gpu) => html`<${State} of=${gpu.verdict} />` },
   { name: 'Tokens/s', kind: 'n', by: (gpu) => gpu.work.tokens_per_s, cell: (gpu) => rate(gpu.work.tokens_per_s) },
   { name: 'Load, %', kind: 'n narrow', by: (gpu) => gpu.stress.utilisation_percent, cell: (gpu) => number(gpu.stress.utilisation_percent) },
@@ -90,7 +91,7 @@ const mostPower = (gpu) => gpu.phases.map((phase) => phase.power_percent).filter
 const pcieOf = ({ counters: { pcie_gen: gen, pcie_width: lanes } }) => (gen && lanes ? `gen ${Math.max(gen.start, gen.end)} ×${Math.min(lanes.start, lanes.end)}` : NONE);
 const nvlinkErrors = ({ counters }) => Object.entries(counters).filter(([name]) => name.startsWith('nvlink_')).reduce((sum, [, counter]) => (sum ?? 0) + counter.change, null);
 const STRESSED = [
-  { name: 'GPU', by: (gpu) => gpu.index, cell: (gpu) => html`<b>${gpu.index}</b>` },
+  { name: 'GPU', by: placeOf, cell: (gpu) => html`<b>${placeOf(gpu)}</b>` },
   { name: 'TFLOP/s', kind: 'n', by: (gpu) => fastest(gpu)?.operations_per_s, cell: (gpu) => html`${inUnit(fastest(gpu)?.operations_per_s, 1e12)} <span class="quiet">${fastest(gpu)?.precision}</span>` },
   { name: 'Memory, GB/s', kind: 'n wide', by: (gpu) => gpu.stress_loads.memory?.bytes_per_s, cell: (gpu) => inUnit(gpu.stress_loads.memory?.bytes_per_s, 1e9) },
   { name: 'Covered, GiB', kind: 'n', by: (gpu) => gpu.stress_loads.memory?.covered_bytes, cell: (gpu) => gib(gpu.stress_loads.memory?.covered_bytes) },
@@ -134,8 +135,10 @@ export function Burnin({ which, page }) {
   return html`<div class="title"><h2>Run ${run}</h2> ${report && html`<${State} of=${report.verdict} word=${live ? `${WORDS[report.verdict]} so far` : undefined} /> <span class="quiet">${visible(report.meaning)}</span>`}</div>
     ${said && html`<p class="is-bad">${visible(said)}</p>`}
     ${asked !== undefined && elapsed !== undefined && html`<div class="big"><${Bar} kind="progress" share=${asked ? elapsed / asked : 0} text=${`${lasting(elapsed)} of ${lasting(asked)} under load${report && report.state !== 'loading' ? `, ${report.state}` : ''}${live && page.status.burnin.loads?.length ? `: ${page.status.burnin.loads.join(' + ')}` : ''}`} /></div>`}
-    ${report && html`<${Table} caption="Verdicts" columns=${VERDICTS} rows=${report.gpus} id=${(gpu) => gpu.uuid} note=${reasonsOf} />`}
-    ${report?.gpus.some(wasStressed) && html`<h2>Matrix products, memory, links</h2><${Table} caption="Matrix products, memory, links" columns=${STRESSED} rows=${report.gpus} id=${(gpu) => gpu.uuid} note=${wrongPlaces} />`}
+    ${report?.hosts?.filter((each) => each.reason).map((each) => html`<p class="is-warn">${visible(`${each.host || 'This machine'}: ${each.reason}`)}</p>`)}
+    ${report?.outliers?.map((text) => html`<p class="is-warn">${visible(text)}</p>`)}
+    ${report && html`<${Table} caption="Verdicts" columns=${VERDICTS} rows=${report.gpus} id=${(gpu) => `${gpu.server} ${gpu.uuid}`} note=${reasonsOf} />`}
+    ${report?.gpus.some(wasStressed) && html`<h2>Matrix products, memory, links</h2><${Table} caption="Matrix products, memory, links" columns=${STRESSED} rows=${report.gpus} id=${(gpu) => `${gpu.server} ${gpu.uuid}`} note=${wrongPlaces} />`}
     ${series && html`<div class="plots">${SERIES.filter(([name]) => series.gpus.some((gpu) => seen(gpu[name]))).map(([name, title, by]) => html`<${Plot} key=${`${run} ${name}`} title=${title} at=${series.at_s}
       lines=${series.gpus.map((gpu, place) => ({ name: nameOf(gpu), values: scaled(gpu[name], by), place }))} />`)}</div>`}
     <p>${report && html`<button class="small" onClick=${() => save(`/burnin/reports/${run}`, `burnin-${run}.json`).catch((error) => alert(words(error)))}>Save the report</button> `}

@@ -1,0 +1,139 @@
+"""What the head asks a host about its models and GPUs, over a session in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from operations_support import Desk, desk
+from session_support import Kept, sessions
+
+from obatchd.cluster.host.desks.gpus import GpuDesk
+from obatchd.cluster.host.desks.models import ModelDesk
+from obatchd.cluster.session import Session
+from obatchd.documents import native
+from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Released
+from obatchd.documents.history import GpuHistory
+from obatchd.documents.models import PullProgress
+from obatchd.errors import ControlError, ModelError, NotFoundError
+from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.past import Past
+from obatchd.ollama.api import StoredModel
+from obatchd.servers.known import ModelInfo, as_told
+from obatchd.tasks import TaskSet
+
+
+class Keeper:
+    """The part of :class:`obatchd.servers.models.ModelKeeper` that the desk asks."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.pulls_given_up = 0
+
+    async def ensure(self, model: str, *, by_admin: bool = False) -> ModelInfo:
+        if model == "none":
+            raise ModelError("Model none is not in the store.", code="model_not_found")
+        self.did.append(f"ensure {model} {by_admin}")
+        return ModelInfo(model, "55be", "Q4", "8B", 8192, ["completion"], 5)
+
+    async def stored(self) -> list[tuple[str, native.StoredModel]]:
+        return [("local", as_told(StoredModel("m:latest", "55be", size=5)))]
+
+    async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw] | None:
+        return {"template": msgspec.Raw(b'"{{ .Prompt }}"')} if model == "m" else None
+
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        try:
+            for done in (1, 2, 3):
+                yield PullProgress(name, "gpu0", "pulling", done, 3, done == 3)
+        finally:
+            self.pulls_given_up += 1
+
+    async def remove(self, name: str) -> None:
+        self.did.append(f"remove {name}")
+
+    def forget(self, model: str) -> None:
+        self.did.append(f"forget {model}")
+
+
+@contextlib.asynccontextmanager
+async def head_of(desks: dict[str, object], tasks: TaskSet) -> AsyncIterator[Session[Any]]:
+    """The head's session with a host that has these desks."""
+    head, host = sessions(Kept(), Kept(), of_host=desks)
+    both = [tasks.start(session.run(), f"session {session.peer}") for session in (head, host)]
+    try:
+        yield head
+    finally:
+        head.end("the test is over")
+        for task in both:
+            await task
+
+
+class Tasks:
+    """Implements :class:`obatchd.tasks.TaskOwner`."""
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        raise AssertionError(name) from error
+
+
+@pytest.fixture
+def tasks() -> TaskSet:
+    return TaskSet(Tasks())
+
+
+async def test_models_of_a_host_are_seen_had_and_removed(tasks: TaskSet) -> None:
+    keeper: Any = Keeper()
+    async with head_of({"models": ModelDesk(keeper)}, tasks) as head:
+        info = await head.call("models.ensure", ModelInfo, 5.0, model="m", by_admin=True)
+        assert (info.digest, info.store) == ("55be", "local")
+        [entry] = await head.call("models.stored", list[native.StoredModel], 5.0)
+        assert (entry.model, entry.size) == ("m:latest", 5)
+        shown = await head.call("models.show", bytes | None, 5.0, model="m")  # type: ignore[arg-type]
+        assert shown == b'{"template":"{{ .Prompt }}"}'
+        assert await head.call("models.show", bytes | None, 5.0, model="x") is None  # type: ignore[arg-type]
+        await head.call("models.remove", type(None), 5.0, name="m")
+        await head.call("models.forget", type(None), 5.0, model="m")
+        with pytest.raises(ModelError, match=r"^Model none is not in the store\.$") as caught:
+            await head.call("models.ensure", ModelInfo, 5.0, model="none")
+    assert caught.value.code == "model_not_found"
+    assert keeper.did == ["ensure m True", "remove m", "forget m"]
+
+
+async def test_a_pull_is_told_step_by_step_and_ends_with_whoever_asked(tasks: TaskSet) -> None:
+    keeper: Any = Keeper()
+    async with head_of({"models": ModelDesk(keeper)}, tasks) as head:
+        steps = [step async for step in head.stream("models.pull", PullProgress, name="m")]
+        assert [(step.completed_bytes, step.done) for step in steps] == [(1, False), (2, False), (3, True)]
+    assert keeper.pulls_given_up == 1
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    async with desk(monkeypatch, tmp_path) as made:
+        yield made
+
+
+async def test_gpus_of_a_host_are_taken_out_of_use_and_lent_from_the_head(rig: Desk, tasks: TaskSet) -> None:
+    cards = GpuCards(rig.policy, rig.probe)
+    rig.read()
+    async with head_of({"gpus": GpuDesk(cards, Past(rig.policy, cards))}, tasks) as head:
+        bad = await head.call("gpus.quarantine", GpuEntry, 5.0, name="1", reason="it smells")
+        assert (bad.uuid, bad.health, bad.reason) == ("GPU-1", "quarantine", "it smells")
+        with pytest.raises(ControlError, match=r"^GPU 1 is in quarantine already$"):
+            await head.call("gpus.quarantine", GpuEntry, 5.0, name="GPU-1", reason="")
+        details = await head.call("gpus.one", GpuDetails, 5.0, name="1")
+        assert details.quarantine is not None and details.quarantine.by == "administrator"
+        assert (await head.call("gpus.release", Released, 5.0, name="1")).uuid == "GPU-1"
+        assert (await head.call("gpus.lend", GpuEntry, 5.0, name="0", for_s=60.0)).lent_until
+        assert not (await head.call("gpus.take_back", GpuEntry, 5.0, name="0")).lent_until
+        assert (await head.call("gpus.share", GpuEntry, 5.0, name="0", shared=True)).shares_unknown
+        kinds = [event.kind for event in await head.call("gpus.events", list[GpuEventEntry], 5.0, name=None, limit=10)]
+        assert kinds == ["quarantine", "release", "lend", "return", "share"]
+        past = await head.call("gpus.history", GpuHistory, 5.0, since_s=0.0, until_s=3600.0, points=6, name="0")
+        assert len(past.at_s) <= 6
+        with pytest.raises(NotFoundError, match="no GPU 7"):
+            await head.call("gpus.lend", GpuEntry, 5.0, name="7", for_s=60.0)
