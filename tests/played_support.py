@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import time
 from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,14 @@ def result(
     record = {
         "id": str(asked.get("id", item.line)), "line": item.line, "outcome": "succeeded", "prompt": prompt,
         "response": "digest:" + hashlib.sha256(prompt.encode()).hexdigest()[:16], "model": model, "server": server,
-        "attempts": item.attempt, "servers": [*item.servers, server], "duration_s": took_s, "prompt_tokens": 5,
-        "response_tokens": 5,
+        "attempts": item.attempt, "servers": [*item.servers, server], "started_at": _instant(took_s),
+        "finished_at": _instant(0.0), "duration_s": took_s, "prompt_tokens": 5, "response_tokens": 5,
     }  # fmt: skip
     return protocol.ResultItem(item.job, item.line, item.attempt, True, _json(record), took_s, 5, 5, eval_s=took_s)
+
+
+def _instant(ago_s: float) -> str:
+    return datetime.fromtimestamp(time.time() - ago_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 class PlayedHost:
