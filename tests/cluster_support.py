@@ -313,7 +313,7 @@ def make_fleet(
             )  # fmt: skip
             stack.callback(made[-1].clean)
             made[-1].join().launch()
-        head.has_ready(hosts * gpus)
+        head.has_ready(hosts * gpus, _HERE_S + 3 * hosts * gpus)
         yield Fleet(head, made, lines)
         no_defects(head, *made)
 
