@@ -59,9 +59,10 @@ PLACES = {
     "burnin.journal": Place(308, 664, 124, 80, "bench"),
     "burnin.verdict": Place(452, 664, 124, 80, "bench"),
     "burnin.report": Place(596, 664, 124, 80, "bench"),
-    "results": Place(735, 664, 130, 80, "shared"),
-    "backup": Place(875, 664, 110, 80, "shared"),
-    "cluster": Place(1000, 664, 100, 80, "cards"),
+    "results": Place(735, 664, 90, 80, "shared"),
+    "backup": Place(835, 664, 80, 80, "shared"),
+    "doors": Place(925, 664, 75, 80, "shared"),
+    "cluster": Place(1010, 664, 90, 80, "cards"),
 }
 # What is no room: what users and the machine bring.
 THINGS = {

@@ -1,4 +1,4 @@
-"""Connects burn-in runs with the rest of the daemon; a part of the composition root."""
+"""Connects burn-in runs with the rest of a daemon, or of a host that joined; a part of the composition root."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import NamedTuple
 import attrs
 
 from obatchd.burnin.run.plan import STRESS
-from obatchd.burnin.run.ports import BatchLoad, Model
+from obatchd.burnin.run.ports import BatchLoad, BatchWork, Model
 from obatchd.burnin.stress import cublaslt, cuda
 from obatchd.burnin.stress.device import OpenDevice
 from obatchd.burnin.stress.outside import dcgm, gpu_burn
 from obatchd.burnin.stress.parent import StressProcess
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.documents.alarms import BurninFinished
+from obatchd.documents.alarms import Announcer, BurninFinished
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import MonitorListener, Quarantine
@@ -30,7 +30,6 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.simulator.cards import stress as stand_ins
 from obatchd.tasks import TaskOwner
-from obatchd.telling.alarms import Alarms
 
 _HOLD = "burnin"
 _FRESH_S = 15.0
@@ -58,15 +57,47 @@ class StressFiles(NamedTuple):
 
 
 @attrs.define(eq=False)
+class DispatchedWork:
+    """Batch work of this daemon. Implements :class:`obatchd.burnin.run.ports.BatchWork`."""
+
+    _dispatcher: Dispatcher
+
+    def batch_load(self, server: str) -> BatchLoad:
+        link = self._dispatcher.links.get(server)
+        if link is None:
+            return BatchLoad(0, 0, 0, 0)
+        return BatchLoad(link.started, link.requests_done, link.tokens_done, link.attempts_failed)
+
+    def keep_batch_away(self, away: bool) -> None:
+        if away:
+            self._dispatcher.holds.hold(_HOLD)
+        else:
+            self._dispatcher.holds.release(_HOLD)
+
+
+class NoBatchWork:
+    """A host that joined knows of no batch work: its head does. Implements :class:`obatchd.burnin.run.ports.BatchWork`.
+
+    Runs that need it, with jobs or exclusive ones, are refused by the head.
+    """
+
+    def batch_load(self, server: str) -> BatchLoad:
+        return BatchLoad(0, 0, 0, 0)
+
+    def keep_batch_away(self, away: bool) -> None:
+        pass
+
+
+@attrs.define(eq=False)
 class BurninHost:
-    """This daemon as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
+    """This machine as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
 
     _fleet: Fleet
     _policy: GpuPolicy
     _models: ModelKeeper
-    _dispatcher: Dispatcher
+    _work: BatchWork
     _settings: Current[Settings]
-    _announcer: Alarms
+    _announcer: Announcer
     _files: StressFiles
     _told: _Told = attrs.field(factory=_Told, init=False)
 
@@ -116,16 +147,10 @@ class BurninHost:
         return Model(info.digest, info.context_length) if info else Model("", 0)
 
     def batch_load(self, server: str) -> BatchLoad:
-        link = self._dispatcher.links.get(server)
-        if link is None:
-            return BatchLoad(0, 0, 0, 0)
-        return BatchLoad(link.started, link.requests_done, link.tokens_done, link.attempts_failed)
+        return self._work.batch_load(server)
 
     def keep_batch_away(self, away: bool) -> None:
-        if away:
-            self._dispatcher.holds.hold(_HOLD)
-        else:
-            self._dispatcher.holds.release(_HOLD)
+        self._work.keep_batch_away(away)
 
     def finished(self, run: str, verdict: str) -> None:
         self._announcer.announce(BurninFinished(run, verdict))

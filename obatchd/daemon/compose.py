@@ -23,7 +23,7 @@ from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon.burnin import BurninHost, StressFiles
+from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
 from obatchd.dispatch.recovery import Watchdog
@@ -214,7 +214,7 @@ def head(
 def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
     settings, directory = work.settings, work.layout.work
     files = _stress_files(directory, settings.value)
-    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms, files)
+    tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
     return Burnin(directory / "burnin", tested)
 
 

@@ -54,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     phases: list[Phase] = []  # empty in plans of versions that knew no load but the model
     memory_percent: float = 95.0  # of what is free that the load "memory" takes
     left_out: dict[str, str] = {}  # loads of the profile that this host cannot have, and why
+    over_hosts: bool | UnsetType = UNSET  # true: it is one host's part of a run over several
 
     @property
     def loads(self) -> list[str]:

@@ -15,7 +15,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
     context_length: int  # tokens it was trained for; not told in a list
     capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert; not told in a list
     size_bytes: int
-    store: str  # "local" is that of the managed servers; the others are called like their server
+    store: str  # "local" is that of the managed servers here; the others are called like their server or host
     model: str  # the name once more
 
 
@@ -39,7 +39,7 @@ class PullProgress(msgspec.Struct):
 class Pull(msgspec.Struct):
     """A download as the status shows it."""
 
-    model: str  # of a remote server, with its id behind it
+    model: str  # of a remote server or a joined host, with its name behind it
     status: str
     completed_bytes: int
     total_bytes: int

@@ -22,10 +22,10 @@ from obatchd.control import auth
 from obatchd.control.auth import Access, Caller, Origin, Peer
 from obatchd.control.programs import KEY_PREFIX, METRICS, SESSION_PREFIX, KeyHolders, PageSessions
 from obatchd.documents.audit import HTTP, HTTP_SOCKET, PAGE
+from obatchd.doors.tries import WrongTries
 from obatchd.errors import ApiError, ConfigError
 from obatchd.front.answers import ROOM
 from obatchd.front.routes import CALLER, Route
-from obatchd.front.tries import WrongTries
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 

@@ -1,23 +1,16 @@
-"""Listens over TCP and on a Unix socket, and lets the same application answer on both.
-
-Connections are accepted here, and not by aiohttp, so that their number is bounded, one that says nothing is closed, and
-a new certificate holds for the next one.
-"""
+"""Listens over TCP and on a Unix socket, and lets the same routes answer on both."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
-import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError, HttpVersion11
+from aiohttp.http import HttpVersion11
 
 from obatchd import log
 from obatchd.control import auth
@@ -25,10 +18,11 @@ from obatchd.control.auth import Access
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import listen
 from obatchd.documents.programs import HttpDoor
+from obatchd.doors.connections import Crowd
+from obatchd.doors.reception import Reception
 from obatchd.errors import ApiError, ControlError
 from obatchd.front.answers import as_refusal, route_of, too_large
 from obatchd.front.batches import BatchRoutes
-from obatchd.front.connections import Crowd
 from obatchd.front.files import FileRoutes
 from obatchd.front.guard import Guard
 from obatchd.front.inference.asking import InferenceRoutes
@@ -42,17 +36,8 @@ from obatchd.front.tls import Certificate
 from obatchd.settings.addresses import Address
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
-_HEAD_S = 10.0  # longest time until a connection has made its first call
-_HANDSHAKE_S = 10.0
-_IDLE_S = 75.0  # a connection without a call is closed then
-_SHUTDOWN_S = 1.0
-_AGAIN_S = 10.0  # between two tries to listen on a port that is in use
-_ACCEPT_AGAIN_S = 1.0
-_LINGERING_S = 2.0  # for what else comes of a call that was refused
-_BACKLOG = 128
 _GONE = 499  # a status that nobody reads
 _TCP = "http-tcp"
 _NO_PAGE = (
@@ -63,8 +48,8 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Listener:
-    """Serves the API while it runs. Implements :class:`obatchd.control.programs.KeyListener` and
-    :class:`obatchd.control.operations.Door`.
+    """Serves the API while it runs. Implements :class:`obatchd.control.programs.KeyListener`,
+    :class:`obatchd.control.operations.Door` and :class:`obatchd.doors.reception.Told`.
 
     Nothing that goes wrong here ends the daemon: what is in the way of the port is told in the status.
     """
@@ -90,11 +75,10 @@ class Listener:
         http = settings.value.http
         self._address = http.address(service=settings.value.access.mode == "service")
         self._certificate = Certificate(http.tls_certificate, http.tls_key) if http.tls_certificate else None
-        self._doors, self._connections = TaskSet(self), TaskSet(self)
         self._problem = ""  # why nothing listens at the address
         self._stopping = False
-        self._crowds: dict[asyncio.Transport, Crowd] = {}  # the one that each connection is in
-        self._server = web.Server(self._around, request_factory=call_of, handler_cancellation=True)
+        server = web.Server(self._around, request_factory=call_of, handler_cancellation=True)
+        self._reception = Reception(self, server, Calls)
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A defect of one connection, or of a door: it is in the log, and the daemon goes on."""
@@ -127,11 +111,11 @@ class Listener:
     async def start(self) -> None:
         """Listen on the socket, and at the address as soon as it is free; raises SpoolError where the socket fails."""
         unix = listen(self._path, shared=self._access.is_shared)
-        self._doors.start(self._accept(unix, Crowd(_user_of)), "http-unix")
+        self._reception.open(unix, Crowd(_user_of), "http-unix")
         if self._address is not None:
             if self._certificate is not None:
                 await asyncio.to_thread(self._certificate.context)
-            self._doors.start(self._listen_over_tcp(self._address), _TCP)
+            self._reception.open_at(self._address, self, self._certificate, _TCP)
 
     def only_looks(self) -> None:
         """From now on change nothing: the daemon is stopping."""
@@ -139,77 +123,19 @@ class Listener:
 
     async def stop(self) -> None:
         """End all connections; what a call has begun to change is whole or is not there."""
-        await self._doors.stop()
-        self._server.pre_shutdown()
-        await self._server.shutdown(_SHUTDOWN_S)
-        await self._connections.stop()
+        await self._reception.stop()
         self._path.unlink(missing_ok=True)
 
-    async def _listen_over_tcp(self, address: Address) -> None:
-        while True:
-            try:
-                listener = _bound(address)
-            except OSError as error:
-                self._tell_problem(address, error)
-                await asyncio.sleep(_AGAIN_S)
-                continue
-            self._problem = ""
-            _log.info("http_listening", address=str(address), tls=self._certificate is not None)
-            await self._accept(listener, Crowd(_address_of))
+    def opened(self, address: Address) -> None:
+        self._problem = ""
+        _log.info("http_listening", address=str(address), tls=self._certificate is not None)
 
-    def _tell_problem(self, address: Address, error: OSError) -> None:
+    def not_opened(self, address: Address, reason: str) -> None:
         """Once in the log; the status has it until it is over."""
-        words = "is in use by another program" if error.errno == errno.EADDRINUSE else log.reason(error)
-        problem = f"programs cannot reach the API over HTTP: {address} {words}"
+        problem = f"programs cannot reach the API over HTTP: {address} {reason}"
         if problem != self._problem:
             self._problem = problem
-            _log.warning("http_not_listening", address=str(address), reason=words)
-
-    async def _accept(self, listener: socket.socket, crowd: Crowd) -> None:
-        loop = asyncio.get_running_loop()
-        with listener:
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(listener)
-                except OSError as error:  # no file is left, say
-                    _log.error("http_connection_not_accepted", reason=log.reason(error))
-                    await asyncio.sleep(_ACCEPT_AGAIN_S)
-                    continue
-                try:
-                    who = crowd.enter(connection)
-                except OSError:  # it has gone already
-                    who = None
-                if who is None:
-                    connection.close()
-                else:
-                    self._connections.start(self._serve(connection, crowd, who), "http-connection")
-
-    async def _serve(self, connection: socket.socket, crowd: Crowd, who: str) -> None:
-        """Hand a connection to aiohttp, and wait for its end."""
-        loop = asyncio.get_running_loop()
-        transport: asyncio.Transport | None = None
-        options: dict[str, Any] = {"keepalive_timeout": _IDLE_S, "lingering_time": _LINGERING_S, "access_log": None}
-        calls = Calls(self._server, loop=loop, logger=_defects(), **options)
-        try:
-            tls: dict[str, Any] = {}
-            if connection.family != socket.AF_UNIX and self._certificate is not None:
-                if (context := await asyncio.to_thread(self._certificate.context)) is None:
-                    return
-                tls = {"ssl": context, "ssl_handshake_timeout": _HANDSHAKE_S}
-            transport, _ = await loop.connect_accepted_socket(lambda: calls, connection, **tls)
-            crowd.silent(transport)
-            self._crowds[transport] = crowd
-            loop.call_later(_HEAD_S, crowd.close_if_silent, transport)
-            await calls.ended
-        except OSError:  # it has gone, or speaks no TLS (ssl.SSLError is an OSError)
-            pass
-        finally:
-            crowd.leave(who, transport)
-            if transport is None:
-                connection.close()
-            else:
-                self._crowds.pop(transport, None)
-                transport.close()
+            _log.warning("http_not_listening", address=str(address), reason=reason)
 
     # Calls.
 
@@ -217,9 +143,7 @@ class Listener:
         """Every call, also one to no route."""
         assert isinstance(request, Call)
         route = await self._table.find(request)
-        transport = request.transport
-        if transport is not None and (crowd := self._crowds.get(transport)) is not None:
-            crowd.spoke(transport)
+        self._reception.spoke(request.transport)
         status = _GONE
         try:
             answer = await self._answered(request, route)
@@ -287,38 +211,5 @@ async def _sent(request: web.Request, response: web.StreamResponse) -> web.Strea
     return response
 
 
-class _NoFaultOfOurs(logging.Filter):
-    """Leaves out what is wrong with a call: whoever sends rubbish fills no log, and reads nothing of it there."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
-
-
-def _defects() -> logging.Logger:
-    """What aiohttp tells of defects of ours."""
-    logger = logging.getLogger(f"{__name__}.calls")
-    if not logger.filters:
-        logger.addFilter(_NoFaultOfOurs())
-    return logger
-
-
-def _bound(address: Address) -> socket.socket:
-    """A listening socket; raises OSError where there can be none."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address.host, address.port))
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def _user_of(connection: socket.socket) -> str:
     return f"uid {auth.peer_of(connection.fileno()).uid}"
-
-
-def _address_of(connection: socket.socket) -> str:
-    return str(connection.getpeername()[0])

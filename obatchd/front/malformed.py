@@ -5,14 +5,13 @@ They get the shape of every other refusal, so that a client that sent rubbish fi
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
+from obatchd.doors import reception
 from obatchd.errors import ApiError
 from obatchd.front.answers import refusal
 
@@ -22,19 +21,10 @@ _TOO_LARGE = ApiError(
 _MALFORMED = ApiError("the call breaks the rules of HTTP", code="malformed_call")
 
 
-class Calls(web.RequestHandler):
+class Calls(reception.Calls):
     """The protocol of one connection."""
 
-    __slots__ = ("ended",)
-
-    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
-        super().__init__(server, loop=loop, **options)
-        self.ended: asyncio.Future[None] = loop.create_future()  # the connection has
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        if not self.ended.done():
-            self.ended.set_result(None)
+    __slots__ = ()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

@@ -2,9 +2,11 @@
 
 Facts about the variables by which schedulers and containers give GPUs. CUDA takes indices and UUIDs, or their
 beginnings, and stops at the first that it does not know (CUDA C++ Programming Guide, environment variables); Slurm says
-``NoDevFiles`` for none. ``SLURM_JOB_GPUS`` (sbatch(1)) and ``NVIDIA_VISIBLE_DEVICES`` have indices of the host, but
-inside the job or container NVML counts anew. For ``void``, as for nothing, the container runtime does nothing; CDI sets
-it in containers that have their GPUs another way (github.com/NVIDIA/nvidia-container-toolkit, pull request 395).
+``NoDevFiles`` for none. ``SLURM_STEP_GPUS`` and ``SLURM_JOB_GPUS`` (srun(1), sbatch(1)) and ``NVIDIA_VISIBLE_DEVICES``
+have indices of the host, but inside the job or container NVML counts anew. A step on another node than the job's first
+is told that one's ``SLURM_JOB_GPUS`` (seen with 22.05); its own stand in ``SLURM_STEP_GPUS``. For ``void``, as for
+nothing, the container runtime does nothing; CDI sets it in containers that have their GPUs another way
+(github.com/NVIDIA/nvidia-container-toolkit, pull request 395).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
 from obatchd.settings.tables.servers import GpuSettings, ServerGroup
 
-_CUDA, _CONTAINER, _SLURM = "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"
+_CUDA, _CONTAINER, _STEP, _JOB = "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"
 _INDEX = re.compile(r"\d+(:\d+)?")  # of a card, or of one of its slices
 _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})")
 
@@ -34,7 +36,7 @@ class Given(NamedTuple):
 def given(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> Given:
     """The GPUs that a scheduler, a container or the user have given to this process; in all of the variables."""
     left, by = list(gpus), []
-    for name in (_CUDA, _CONTAINER, _SLURM):
+    for name in (_CUDA, _CONTAINER, _STEP if _STEP in environ else _JOB):
         value = environ.get(name)
         # The device plugin of Kubernetes may name a directory instead.
         if value is None or value.strip() == "all" or value.startswith("/"):

@@ -16,8 +16,8 @@ from obatchd.errors import ApiError, ServerError
 from obatchd.jobs.model import Profile
 from obatchd.model_names import canonical, folded
 from obatchd.servers.fleet import Fleet
-from obatchd.servers.models import ModelKeeper, store_of
-from obatchd.servers.server import Server
+from obatchd.servers.models import ModelKeeper
+from obatchd.servers.server import ServerFace
 
 # What Ollama says of a model that it keeps for good: the longest duration of Go's.
 _FOR_GOOD = timedelta(days=292 * 365)
@@ -41,7 +41,7 @@ class FleetModels:
     _fleet: Fleet
 
     def version(self) -> str:
-        servers = self._fleet.servers.values()
+        servers = self._fleet.all.values()
         versions = [server.version for server in servers if server.version and server.up]
         if not versions:
             raise ApiError("no server is running: obatchctl status shows why", status=503, code="no_server")
@@ -55,8 +55,8 @@ class FleetModels:
         return StoredModels(sorted(found.values(), key=_changed_s, reverse=True))
 
     async def running(self) -> RunningModels:
-        holders: dict[Profile, list[Server]] = {}
-        for server in self._fleet.servers.values():
+        holders: dict[Profile, list[ServerFace]] = {}
+        for server in self._fleet.all.values():
             if (profile := server.loaded) is not None and server.up:
                 key = Profile(canonical(profile.model), profile.context_length)
                 holders.setdefault(key, []).append(server)
@@ -104,9 +104,9 @@ def _changed_s(model: StoredModel) -> float:
     return at.timestamp()
 
 
-def _running(profile: Profile, servers: list[Server], entries: dict[tuple[str, str], StoredModel]) -> RunningModel:
+def _running(profile: Profile, servers: list[ServerFace], entries: dict[tuple[str, str], StoredModel]) -> RunningModel:
     """One entry for all copies. Where nobody tells how much memory one takes, its file does, as if it were on a GPU."""
-    found = [entries.get((store_of(server), folded(profile.model)), _UNKNOWN) for server in servers]
+    found = [entries.get((server.store, folded(profile.model)), _UNKNOWN) for server in servers]
     told = [server.model_vram_bytes for server in servers]
     return RunningModel(
         name=profile.model,
@@ -120,7 +120,7 @@ def _running(profile: Profile, servers: list[Server], entries: dict[tuple[str, s
     )
 
 
-def _ends(servers: list[Server]) -> Iterator[datetime]:
+def _ends(servers: list[ServerFace]) -> Iterator[datetime]:
     """When each server unloads its model, if nobody asks for it."""
     now = datetime.now(UTC)
     for server in servers:

@@ -20,11 +20,11 @@ from obatchd.model_names import folded
 from obatchd.ollama.api import LoadedModel
 from obatchd.servers import environment
 from obatchd.servers.cores import cpu_threads, usable_cores
-from obatchd.servers.known import LOCAL
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
+from obatchd.servers.stores.known import LOCAL
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.words import counted

@@ -1,7 +1,7 @@
 """The models in the stores: found, pulled when allowed, listed and removed.
 
-All managed servers share one store, every remote server has its own. A download is made through one server only:
-two servers that pull the same model into one store overwrite each other's parts.
+All managed servers share one store, every remote server has its own, and so has every joined host. A download is made
+through one server only: two servers that pull the same model into one store overwrite each other's parts.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import difflib
 import fnmatch
-import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import attrs
 import msgspec
@@ -24,11 +22,12 @@ from obatchd.documents import native
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.model_names import canonical, folded, plain
-from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel
+from obatchd.ollama.api import ShownModel, StoredModel
 from obatchd.servers.fleet import Fleet
-from obatchd.servers.known import LOCAL, KnownModels, ModelInfo, as_told
-from obatchd.servers.managed import ManagedServer
-from obatchd.servers.server import Server
+from obatchd.servers.server import ServerFace
+from obatchd.servers.stores.elsewhere import ElsewhereStore, together
+from obatchd.servers.stores.known import LOCAL, KnownModels, ModelInfo, as_told
+from obatchd.servers.stores.own import OwnStores, described, pull_key
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ModelSettings
@@ -46,11 +45,14 @@ class ModelKeeper:
 
     _current: Current[Settings] = attrs.field(alias="settings")
     _fleet: Fleet
-    # Downloads in progress by model name; of a remote server, with its id behind it.
-    pulls: dict[str, PullProgress] = attrs.field(factory=dict, init=False)
+    elsewhere: Mapping[str, ElsewhereStore] = attrs.field(factory=dict, init=False)  # of joined hosts, by name
+    _own: OwnStores = attrs.field(init=False)
     _known: KnownModels = attrs.field(factory=KnownModels, init=False)
     _running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = attrs.field(factory=dict, init=False)
-    _hosts: dict[str, asyncio.Lock] = attrs.field(factory=dict, init=False)
+
+    @_own.default
+    def _of_this_daemon(self) -> OwnStores:
+        return OwnStores(self._current, self._fleet)
 
     @property
     def _settings(self) -> ModelSettings:
@@ -63,13 +65,21 @@ class ModelKeeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def has(self, server: Server, model: str) -> bool:
+    @property
+    def pulls(self) -> dict[str, PullProgress]:
+        """Downloads in progress by model name; of a remote server or a joined host, with its id behind it."""
+        found = dict(self._own.pulls)
+        for store in self.elsewhere.values():
+            found |= {pull_key(store.name, model): progress for model, progress in store.pulls.items()}
+        return found
+
+    def has(self, server: ServerFace, model: str) -> bool:
         """Whether the model is known to be in the server's store."""
         return self.info(model, server) is not None
 
-    def info(self, model: str, server: Server | None = None) -> ModelInfo | None:
+    def info(self, model: str, server: ServerFace | None = None) -> ModelInfo | None:
         """Facts about a model that was made sure of before, as one server has it or as any does."""
-        return self._known.get(store_of(server), model) if server else self._known.of(model)
+        return self._known.get(server.store, model) if server else self._known.of(model)
 
     @property
     def notices(self) -> list[str]:
@@ -99,10 +109,10 @@ class ModelKeeper:
             log.info("model_not_everywhere", model=model, reason=error)
         return found[0]
 
-    async def ensure_on(self, server: Server, model: str) -> ModelInfo:
+    async def ensure_on(self, server: ServerFace, model: str) -> ModelInfo:
         """As :meth:`ensure` of one server's store, e.g. of a remote server that came up later."""
         self._check_allowed(model, by_admin=False)
-        return await self._ensure_in(store_of(server), model, by_admin=False)
+        return await self._ensure_in(server.store, model, by_admin=False)
 
     def _check_allowed(self, model: str, by_admin: bool) -> None:
         names = {model, plain(model), canonical(model)}
@@ -116,20 +126,22 @@ class ModelKeeper:
 
     def _stores(self, aim: str = "") -> list[str]:
         """The stores that can be asked; with an ``aim`` there must be one."""
-        stores = list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.up))
+        stores = self._own.names + [store.name for store in self.elsewhere.values() if store.is_here]
         if aim and not stores:
             raise ServerError(f"No server is running that could {aim}: obatchctl status shows why.", code="no_server")
         return stores
 
-    def _servers(self, store: str) -> list[Server]:
-        return [server for server in self._fleet.servers.values() if store_of(server) == store and server.up]
+    def _managed(self, stores: list[str]) -> list[str]:
+        """Those of them that are ours to fill and to clear."""
+        return [store for store in stores if store == LOCAL or store in self.elsewhere]
 
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         key = (store, folded(model))
         if (known := self._known.get(store, model)) is not None:
             return known
         if (task := self._running.get(key)) is None:
-            task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
+            look = self._ensure_elsewhere if store in self.elsewhere else self._find_or_pull
+            task = asyncio.create_task(look(store, model, by_admin), name=f"ensure-{model}")
             self._running[key] = task
             task.add_done_callback(partial(self._ended, key))
         # Shielded: whoever waits may give up without ending it for the others.
@@ -145,6 +157,12 @@ class ModelKeeper:
         else:
             log.exception("defect", error, task=task.get_name())
 
+    async def _ensure_elsewhere(self, store: str, model: str, by_admin: bool) -> ModelInfo:
+        """Have a host make sure of a model, by the settings that it has of us."""
+        info = await self.elsewhere[store].ensure(model, by_admin=by_admin)
+        self._known.learn(info)
+        return info
+
     async def _find_or_pull(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         if (info := await self._look_up(store, model)) is not None:
             return info
@@ -155,11 +173,11 @@ class ModelKeeper:
                 f"pulling it. {self._who_pulls(store, model)}.",
                 code="model_not_found",
             )
-        async with self._alone_on_host(store):
+        async with self._own.alone_on_host(store):
             if (info := await self._look_up(store, model)) is not None:
                 return info
             try:
-                async with aclosing(self._pull(store, model)) as progress:
+                async with aclosing(self._own.pull(store, model)) as progress:
                     async for _ in progress:
                         pass
             except ModelError as error:
@@ -177,146 +195,99 @@ class ModelKeeper:
         return f" Did you mean {close[0]}, which is here?" if close else ""
 
     def _who_pulls(self, store: str, model: str) -> str:
-        if store != LOCAL and (servers := self._servers(store)):
+        if store != LOCAL and (servers := self._own.servers(store)):
             return f"Whoever keeps that server can: on the host of {servers[0].address}, ollama pull {model}"
         return f"An administrator can: obatchctl models pull {model}"
 
-    def _alone_on_host(self, store: str) -> asyncio.Lock:
-        """Remote servers of one host may share a store without our knowing: there one pulls after the other."""
-        host = next((urlsplit(server.base_url).hostname or "" for server in self._servers(store)), "")
-        return self._hosts.setdefault(LOCAL if store == LOCAL else host, asyncio.Lock())
-
     async def _look_up(self, store: str, model: str) -> ModelInfo | None:
         """What a store says of a model; it is known from then on."""
-
-        async def ask(api: OllamaApi) -> ModelInfo | None:
-            listed = await api.stored(_TIMEOUT_S)
-            entry = next((entry for entry in listed if folded(entry.model) == folded(model)), None)
-            return None if entry is None else _describe(model, store, entry, await api.show(model, _TIMEOUT_S))
-
-        if (info := await self._ask(store, f"look for {model}", ask)) is not None:
+        if (info := await self._own.look_up(store, model)) is not None:
             self._known.learn(info)
         return info
-
-    async def _ask(self, store: str, what: str, ask: Callable[[OllamaApi], Awaitable[_T]]) -> _T:
-        """Ask the servers of a store one after another until one can be reached."""
-        reason = "none is running"
-        for server in self._servers(store):
-            try:
-                return await ask(server.api)
-            except ServerError as error:
-                if error.code not in ("server_unreachable", "timeout"):
-                    raise
-                reason = f"{server.id}: {error.message}"
-        raise ServerError(f"No server of the store ({store}) can {what}: {reason}.", code="no_server")
 
     # --- pulling ----------------------------------------------------------------------------------------------------
 
     async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
-        """Pull or update a model in the managed servers' store, else in the remote ones; yields the progress.
+        """Pull or update a model in the managed servers' store and those of joined hosts, all at once, else in the
+        remote ones; yields the progress.
 
-        Of these only in those that lack it, unless all have it. Raises ModelError: ``model_forbidden`` when pulls are
-        switched off, else as :meth:`ensure`.
+        Of remote ones only in those that lack it, unless all have it. Raises ModelError: ``model_forbidden`` when pulls
+        are switched off, else as :meth:`ensure`.
         """
         stores = self._stores(f"pull {name}")
-        lacking = [] if LOCAL in stores else [store for store in stores if await self._look_up(store, name) is None]
-        for store in [LOCAL] if LOCAL in stores else lacking or stores:
-            async with aclosing(self._pull(store, name)) as progress:
+        if managed := self._managed(stores):
+            pulls = together(name, {store: self._pull_and_learn(store, name) for store in managed})
+            async with aclosing(pulls):
+                async for step in pulls:
+                    yield step
+            return
+        lacking = [store for store in stores if await self._look_up(store, name) is None]
+        for store in lacking or stores:
+            async with aclosing(self._pull_and_learn(store, name)) as progress:
                 async for step in progress:
                     yield step
-            await self._look_up(store, name)
 
-    async def _pull(self, store: str, model: str) -> AsyncGenerator[PullProgress, None]:
-        if self._settings.pull == "never":
-            raise ModelError(
-                f'Model {model} is not here and models.pull = "never". Put it into the store or change the setting.',
-                code="model_forbidden",
-            )
-        # Imported when needed: with its HTTP client it takes a fifth of the time that the daemon needs to start.
-        from obatchd.servers.pulling import ServerLost, pull_through
-
-        key = model if store == LOCAL else f"{model} on {store}"
-        if key in self.pulls:
-            words = f"Model {model} is being pulled already; obatchctl status shows how far."
-            raise ModelError(words, code="pull_failed")
-        servers = self._servers(store)
-        if not servers:
-            raise ServerError(
-                f"No server of the store ({store}) is running, so {model} cannot be pulled.", code="no_server"
-            )
-        state = self.pulls[key] = PullProgress(model, servers[0].id)
-        log.info("pull_started", model=model, server=state.server, store=store)
-        try:
-            self._check_space(servers[0], model, 0)
-            for attempt, server in enumerate(servers[:2]):
-                state.server = server.id
-                try:
-                    async with aclosing(pull_through(server, state)) as steps:
-                        async for missing_bytes in steps:
-                            self._check_space(server, model, missing_bytes)
-                            yield state
-                    break
-                except ServerLost as error:
-                    # Parts stay in the store, so another server of it goes on where this one was lost.
-                    if attempt == len(servers[:2]) - 1:
-                        raise ModelError(f"Pulling {model} failed: {error}.", code="pull_failed") from error
-            state.done = True
-            log.info("pull_done", model=model, server=state.server, size_bytes=state.total_bytes)
-        finally:
-            del self.pulls[key]
-        yield state
-
-    def _check_space(self, server: Server, model: str, missing_bytes: int) -> None:
-        """Remote stores are on disks that we cannot see; there the server itself names the fault."""
-        if not isinstance(server, ManagedServer):
-            return
-        path = server.models_dir
-        while not path.exists():
-            path = path.parent
-        free_bytes = shutil.disk_usage(path).free
-        if free_bytes - missing_bytes < self._settings.pull_margin_bytes:
-            raise ModelError(
-                f"No space to pull {model}: {missing_bytes / 1e9:.1f} GB are missing, {server.models_dir} has "
-                f"{free_bytes / 1e9:.1f} GB free, and {self._settings.pull_margin_bytes / 1e9:.1f} GB must remain "
-                "(models.pull_margin_bytes). Remove a model (obatchctl models rm) or set servers.models_dir elsewhere.",
-                code="no_space",
-            )
+    async def _pull_and_learn(self, store: str, model: str) -> AsyncGenerator[PullProgress, None]:
+        pull = self.elsewhere[store].pull(model) if store in self.elsewhere else self._own.pull(store, model)
+        async with aclosing(pull):
+            async for step in pull:
+                yield step
+        if store in self.elsewhere:
+            await self._ensure_elsewhere(store, model, by_admin=True)
+        else:
+            await self._look_up(store, model)
 
     # --- listing and removing ---------------------------------------------------------------------------------------
 
     async def list_models(self) -> list[ModelInfo]:
         """Every model of every store that can be asked; ``capabilities`` and ``context_length`` are left out."""
-        return [_describe(entry.model, store, entry, ShownModel()) for store, entry in await self._listed()]
+        return [described(entry.model, store, entry, ShownModel()) for store, entry in await self._listed()]
 
     async def stored(self) -> list[tuple[str, native.StoredModel]]:
         """The same as Ollama tells it, each with its store."""
         return [(store, as_told(entry)) for store, entry in await self._listed()]
 
     async def _listed(self) -> list[tuple[str, StoredModel]]:
-        found: list[tuple[str, StoredModel]] = []
-        for store in self._stores():
-            try:
-                listed = await self._ask(store, "list its models", lambda api: api.stored(_TIMEOUT_S))
-            except ServerError as error:
-                log.warning("models_not_listed", store=store, reason=error.message)
-                continue
-            found += [(store, entry) for entry in listed]
-            self._known.compare(store, {entry.model: entry.digest for entry in listed})
-        return found
+        stores = self._stores()
+        listings = await asyncio.gather(*map(self._list, stores))
+        return [(store, entry) for store, listed in zip(stores, listings, strict=True) for entry in listed]
+
+    async def _list(self, store: str) -> list[StoredModel]:
+        try:
+            if store in self.elsewhere:
+                listed = await self.elsewhere[store].listed()
+            else:
+                listed = await self._own.listed(store)
+        except ObatchError as error:
+            log.warning("models_not_listed", store=store, reason=error.message)
+            return []
+        self._known.compare(store, {entry.model: entry.digest for entry in listed})
+        return listed
+
+    async def listed(self) -> list[StoredModel]:
+        """What all stores list, one after another."""
+        return [entry for _, entry in await self._listed()]
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw] | None:
         """All that a store tells of a model, in Ollama's words; None: none has it.
 
-        Raises ServerError where no store can be asked.
+        Raises ServerError where a store that may have it cannot be asked.
         """
+        untold: ServerError | None = None
         for store in self._stores(f"look for {model}"):
             try:
-                return await self._ask(
-                    store, f"look for {model}", lambda api: api.show_all(model, _TIMEOUT_S, verbose=verbose)
-                )
-            except ModelError:
-                continue
+                if (shown := await self._show(store, model, verbose)) is not None:
+                    return shown
+            except ServerError as error:
+                untold = untold or error
+        if untold is not None:
+            raise untold
         return None
+
+    async def _show(self, store: str, model: str, verbose: bool) -> dict[str, msgspec.Raw] | None:
+        if store in self.elsewhere:
+            return await self.elsewhere[store].show(model, verbose=verbose)
+        return await self._own.show(store, model, verbose=verbose)
 
     async def digest(self, model: str) -> str | None:
         """The digest of a model in the first store that has it, None where none has; waits for the first server."""
@@ -326,41 +297,37 @@ class ModelKeeper:
         return next(found, None)
 
     async def remove(self, name: str) -> None:
-        """Delete a model from the managed servers' store; idle servers unload it. Remote stores are never touched.
+        """Delete a model from the managed servers' store and those of joined hosts; idle servers unload it. Remote
+        stores are never touched.
 
         Raises ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it; ServerError
-        (``no_server``) where no managed server runs.
+        (``no_server``) where no managed server runs, or another code where a host did not do it.
         """
-        if (stores := self._stores()) and LOCAL not in stores:
+        stores = self._stores()
+        managed = self._managed(stores) or [LOCAL]
+        if stores and not self._managed(stores):
             words = f"Only remote servers run; obatchd removes nothing there: run `ollama rm {name}` on their hosts."
             raise ServerError(words, code="no_server")
         users = [
             server
-            for server in self._servers(LOCAL)
+            for server in self._fleet.all.values()
+            if server.store in managed and server.up
             if folded(name) in {folded(profile.model) for profile in (server.loaded, server.loading) if profile}
         ]
         if busy := [server.id for server in users if server.loading or server.in_flight]:
             words = f"Model {name} is at work on {', '.join(busy)}. Wait for its jobs, or cancel them: obatchctl jobs."
             raise ModelError(words, code="model_in_use")
-        for server in users:
-            await server.unload()
-        if await self._look_up(LOCAL, name) is None:
-            words = f"There is no model {name} in the store; obatchctl models list shows those that are there."
-            raise ModelError(words, code="model_not_found")
-        await self._ask(LOCAL, f"remove {name}", lambda api: api.delete(name, _TIMEOUT_S))
-        self._known.forget(name, LOCAL)
+        outcomes = await asyncio.gather(*(self._remove_from(store, name) for store in managed), return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        absent = [error for error in failed if isinstance(error, ModelError) and error.code == "model_not_found"]
+        for error in failed:
+            if error not in absent or len(absent) == len(managed):
+                raise error
         log.info("model_removed", model=name)
 
-
-def store_of(server: Server) -> str:
-    """The name of a server's model store."""
-    return LOCAL if server.kind == "managed" else server.id
-
-
-def _describe(name: str, store: str, entry: StoredModel, show: ShownModel) -> ModelInfo:
-    context = next((value for key, value in show.model_info.items() if key.endswith(".context_length")), 0)
-    details = entry.details
-    return ModelInfo(
-        name, entry.digest, details.quantization_level, details.parameter_size, int(context or 0), show.abilities,
-        entry.size, store,
-    )  # fmt: skip
+    async def _remove_from(self, store: str, name: str) -> None:
+        if store in self.elsewhere:
+            await self.elsewhere[store].remove(name)
+        else:
+            await self._own.remove(store, name)
+        self._known.forget(name, store)

@@ -113,6 +113,11 @@ class ServerFace(Protocol):
     @property
     def loading(self) -> Profile | None: ...
     @property
+    def in_flight(self) -> int:
+        """Requests that it works on."""
+        ...
+
+    @property
     def restarts(self) -> int: ...
     @property
     def pid(self) -> int | None:

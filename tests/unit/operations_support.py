@@ -107,7 +107,8 @@ class Desk(Street):
         host = Host(self.work.settings, directory, "uuid", DictFacts(), self, {}, program, 0, directory)
         servers = [Played(f"gpu{number}", [gpu], host, self.did) for number, gpu in enumerate(self.gpus)]
         self.ports = tuple(servers)
-        self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers}, notices=[], swept_s=[])
+        by_id: dict[str, Any] = {server.id: server for server in servers}
+        self.fleet: Any = SimpleNamespace(servers=by_id, all=by_id, guests={}, notices=[], swept_s=[])
         self.probe: Any = SimpleNamespace(
             gpus=self.gpus, state="ok", message="", host_trouble=("", ""), readings={}, pid=17, listen=lambda it: None
         )

@@ -101,6 +101,8 @@ MIG = [gpu(0, "GPU-0", 0), gpu(0, "GPU-0", 1), gpu(1, "GPU-1", 0), gpu(2)]
         (FOUR[:1], {"SLURM_JOB_GPUS": "3", "CUDA_VISIBLE_DEVICES": "0"}, ["gpu0"]),  # Slurm hides the others
         (FOUR, {"SLURM_JOB_GPUS": "1,2", "CUDA_VISIBLE_DEVICES": "2,3"}, ["gpu2"]),
         (FOUR, {"SLURM_JOB_GPUS": ""}, []),
+        # On another node than the first of its job, whose GPUs have other numbers.
+        (FOUR, {"SLURM_JOB_GPUS": "1", "SLURM_STEP_GPUS": "3", "CUDA_VISIBLE_DEVICES": "3"}, ["gpu3"]),
     ],
 )
 def test_the_environment_may_give_a_part_of_the_gpus(

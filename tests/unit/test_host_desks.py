@@ -15,7 +15,6 @@ from session_support import Kept, sessions
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.session import Session
-from obatchd.documents import native
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Released
 from obatchd.documents.history import GpuHistory
 from obatchd.documents.models import PullProgress
@@ -23,7 +22,7 @@ from obatchd.errors import ControlError, ModelError, NotFoundError
 from obatchd.gpucare.cards import GpuCards
 from obatchd.gpucare.past import Past
 from obatchd.ollama.api import StoredModel
-from obatchd.servers.known import ModelInfo, as_told
+from obatchd.servers.stores.known import ModelInfo
 from obatchd.tasks import TaskSet
 
 
@@ -40,8 +39,8 @@ class Keeper:
         self.did.append(f"ensure {model} {by_admin}")
         return ModelInfo(model, "55be", "Q4", "8B", 8192, ["completion"], 5)
 
-    async def stored(self) -> list[tuple[str, native.StoredModel]]:
-        return [("local", as_told(StoredModel("m:latest", "55be", size=5)))]
+    async def listed(self) -> list[StoredModel]:
+        return [StoredModel("m:latest", "55be", size=5)]
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw] | None:
         return {"template": msgspec.Raw(b'"{{ .Prompt }}"')} if model == "m" else None
@@ -90,17 +89,16 @@ async def test_models_of_a_host_are_seen_had_and_removed(tasks: TaskSet) -> None
     async with head_of({"models": ModelDesk(keeper)}, tasks) as head:
         info = await head.call("models.ensure", ModelInfo, 5.0, model="m", by_admin=True)
         assert (info.digest, info.store) == ("55be", "local")
-        [entry] = await head.call("models.stored", list[native.StoredModel], 5.0)
+        [entry] = await head.call("models.listed", list[StoredModel], 5.0)
         assert (entry.model, entry.size) == ("m:latest", 5)
-        shown = await head.call("models.show", bytes | None, 5.0, model="m")  # type: ignore[arg-type]
+        shown = await head.call("models.show", bytes, 5.0, model="m")
         assert shown == b'{"template":"{{ .Prompt }}"}'
-        assert await head.call("models.show", bytes | None, 5.0, model="x") is None  # type: ignore[arg-type]
+        assert await head.call("models.show", bytes, 5.0, model="x") == b""
         await head.call("models.remove", type(None), 5.0, name="m")
-        await head.call("models.forget", type(None), 5.0, model="m")
         with pytest.raises(ModelError, match=r"^Model none is not in the store\.$") as caught:
             await head.call("models.ensure", ModelInfo, 5.0, model="none")
     assert caught.value.code == "model_not_found"
-    assert keeper.did == ["ensure m True", "remove m", "forget m"]
+    assert keeper.did == ["forget m", "ensure m True", "remove m", "forget none"]
 
 
 async def test_a_pull_is_told_step_by_step_and_ends_with_whoever_asked(tasks: TaskSet) -> None:

@@ -17,10 +17,10 @@ from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.model import Gpu
 from obatchd.live.models import EnergyReading
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel
-from obatchd.servers import pulling
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import RemoteServer, Server
 from obatchd.servers.states import ServerState
+from obatchd.servers.stores import pulling
 
 
 class Deaf:
@@ -38,7 +38,8 @@ class Hosts:
         for server in servers:
             server.state = ServerState.READY
         self.stores = {server.base_url: stores[server.address] for server in servers}
-        self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers})
+        by_id = {server.id: server for server in servers}
+        self.fleet: Any = SimpleNamespace(servers=by_id, all=by_id)
         self.keeper = ModelKeeper(in_force(), self.fleet)
         self.meters = EnergyMeters()
         self.served = ServedModels(self.keeper, self.fleet, self.meters)

@@ -38,8 +38,8 @@ from obatchd.jobs.formats.request import parse_request
 from obatchd.jobs.model import Profile, RequestRefused
 from obatchd.ollama.api import ModelDetails, OllamaApi, StoredModel
 from obatchd.operations.native import FleetModels, _changed_s
-from obatchd.servers.known import as_told
 from obatchd.servers.server import RemoteServer, Server
+from obatchd.servers.stores.known import as_told
 
 SHOWN = {"details": {"family": "llama"}, "model_info": {"llama.context_length": 4096}, "capabilities": ["completion"]}
 
@@ -145,7 +145,7 @@ async def test_a_model_is_unloaded_when_nobody_has_asked_for_it_so_long(fleet: F
     server.state, server.loaded = fleet.one.state, Profile("old", 4096)
     server._used_s = time.monotonic() - 100
     assert server.unloads_in_s == pytest.approx(500, abs=5)
-    fleet.hosts.fleet.servers = {server.id: server}
+    fleet.hosts.fleet.servers = fleet.hosts.fleet.all = {server.id: server}
     [found] = (await fleet.native.running()).models
     assert found.expires_at < "2300"
 

@@ -54,7 +54,8 @@ async def test_an_action_that_fails_by_a_defect_is_no_success(tmp_path: Path) ->
         raise KeyError("HOME")
 
     layout = Layout.open(tmp_path / "spool")
-    fleet: Any = SimpleNamespace(servers={"gpu0": SimpleNamespace(id="gpu0", drain=drain)})
+    servers_there = {"gpu0": SimpleNamespace(id="gpu0", drain=drain)}
+    fleet: Any = SimpleNamespace(servers=servers_there, all=servers_there)
     engine = MagicMock(layout=layout, work=MagicMock(audit=AuditLog(layout.work)))
     servers = ServerCommands(engine, fleet, MagicMock(), MagicMock())
     with pytest.raises(KeyError, match="HOME"):

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,10 @@ from work_support import make_work
 from obatchd.control.auth import Caller
 from obatchd.control.operations import NewKeyAsked
 from obatchd.control.programs import BatchAsked
+from obatchd.doors import connections
+from obatchd.doors.connections import Crowd
 from obatchd.errors import ApiError, ConfigError, ControlError, ForbiddenError, NotFoundError
-from obatchd.front import connections
 from obatchd.front.answers import refusal
-from obatchd.front.connections import Crowd
 from obatchd.front.tls import Certificate
 from obatchd.jobs.formats.lines import BatchIndexer
 from obatchd.jobs.model import Outcome
@@ -148,31 +149,33 @@ async def test_nobody_has_keys_without_end(work: Work, monkeypatch: pytest.Monke
 # Connections.
 
 
-class Transport:
-    """One that is ended."""
-
-    ended = False
-
-    def abort(self) -> None:
-        self.ended = True
-
-
 def test_a_crowd_makes_room_for_those_who_say_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_IN_ALL", 4)
     monkeypatch.setattr(connections, "_OF_ONE", 2)
     names = iter(["10.0.0.1", "10.0.0.1", "10.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.1"])
-    crowd, transports = Crowd(lambda _: next(names)), [Transport() for _ in range(2)]
-    connection: Any = socket.socket()
-    with connection:
-        assert [crowd.enter(connection) for _ in range(3)] == ["10.0.0.1", "10.0.0.1", None]
-        for transport in transports:
-            crowd.silent(transport)  # type: ignore[arg-type]
-        crowd.spoke(transports[0])  # type: ignore[arg-type]
-        assert crowd.enter(connection) == "127.0.0.1" and not transports[1].ended
-        assert crowd.enter(connection) == "127.0.0.1" and transports[1].ended and not transports[0].ended
-        assert crowd.enter(connection) is None
-        crowd.close_if_silent(transports[0])  # type: ignore[arg-type]
-        assert not transports[0].ended
+    crowd = Crowd(lambda _: next(names))
+    with ExitStack() as open_ones:
+        (first, _), (second, second_far), *rest = [pair(open_ones) for _ in range(6)]
+        assert [crowd.enter(one) for one in (first, second, rest[0][0])] == ["10.0.0.1", "10.0.0.1", None]
+        crowd.spoke(first)
+        assert crowd.enter(rest[1][0]) == "127.0.0.1" and not is_over(second_far)
+        assert crowd.enter(rest[2][0]) == "127.0.0.1" and is_over(second_far)  # the oldest that had said nothing
+        assert crowd.enter(rest[3][0]) is None
+        crowd.close_if_silent(first)
+        assert not is_over(rest[1][1])
+
+
+def pair(open_ones: ExitStack) -> tuple[socket.socket, socket.socket]:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    return open_ones.enter_context(near), open_ones.enter_context(far)
+
+
+def is_over(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
 
 
 def test_a_certificate_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from settings_support import in_force
 from obatchd.delivery.advice import advice
 from obatchd.errors import ServerError
 from obatchd.model_names import canonical, folded, plain
-from obatchd.servers import pulling
 from obatchd.servers.models import LOCAL, ModelKeeper
 from obatchd.servers.process import version_warning
 from obatchd.servers.program import Ollama
 from obatchd.servers.server import RemoteServer, Server
 from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS, ServerState, check
+from obatchd.servers.stores import pulling
 
 
 def test_every_state_is_described_and_can_be_left_and_reached() -> None:
@@ -53,7 +53,8 @@ def test_a_pull_that_fails_on_a_host_of_others_is_for_its_keeper(said: str) -> N
 def test_a_model_that_no_job_may_pull_is_pulled_by_whoever_keeps_the_store() -> None:
     server = RemoteServer("10.0.0.5:11500", in_force(), Deaf())
     server.state = ServerState.READY
-    fleet: Any = SimpleNamespace(servers={server.id: server})
+    servers = {server.id: server}
+    fleet: Any = SimpleNamespace(servers=servers, all=servers)
     keeper = ModelKeeper(in_force(), fleet)
     assert keeper._who_pulls(server.id, "m").endswith("can: on the host of 10.0.0.5:11500, ollama pull m")
     assert keeper._who_pulls(LOCAL, "m") == "An administrator can: obatchctl models pull m"

@@ -27,6 +27,7 @@ from obatchd.documents.burnin import (
     BurninStatus,
     ListedGpu,
     ListedRun,
+    Plan,
 )
 from obatchd.errors import ConfigError, ControlError, StoreError
 from obatchd.gpus.model import Gpu
@@ -37,6 +38,14 @@ _log = log.get(__name__)
 _CLOSE_S = 10.0
 _DAY_S = 86_400.0
 _UNUSABLE = ("failed", "draining")  # states of a server that a run does not wait for
+
+
+def as_asked(asked: dict[str, Any]) -> Asked:
+    """The wish as a type. Raises ConfigError where it is none."""
+    try:
+        return msgspec.convert(asked, Asked)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"no such burn-in can be run: {misfit(error)}", code="bad_request") from None
 
 
 class Burnin:
@@ -140,20 +149,30 @@ class Burnin:
 
         Raises ConfigError where it cannot be carried out as asked, ControlError (``busy``) where there is one already.
         """
+        wanted = as_asked(asked)
+        if wanted.hosts:
+            words = "no hosts join this machine: leave out --hosts, or set cluster.listen (docs/fleet.md)"
+            raise ConfigError(words, code="usage")
+        await self._start(wanted, None)
+        return await self.status()
+
+    async def start_part(self, wanted: Asked, whole: Plan) -> None:
+        """Begin this host's part of a run over several; nothing where it has begun already. Raises as :meth:`start`."""
+        if whole.run not in await asyncio.to_thread(self._shelf.runs):
+            await self._start(wanted, whole)
+
+    async def _start(self, wanted: Asked, whole: Plan | None) -> None:
         if self.active is not None:
             raise ControlError(
                 f"burn-in {self.active.plan.run} is running; wait for it, or: obatchctl burnin stop", code="busy"
             )
-        try:
-            wanted = msgspec.convert(asked, Asked)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"no such burn-in can be run: {misfit(error)}", code="bad_request") from None
         chosen = self._choose(wanted)
         units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
         gpus = [unit.uuid for unit in units]
         retest = [gpu.uuid for gpu, _ in chosen if self._host.quarantine_reason(gpu)]
         run, missing = time.strftime("%Y%m%d-%H%M%S", time.gmtime()), self._host.missing_loads()
         made = plan.make(run, wanted, gpus, self._host.settings(), retest, missing)
+        made = made if whole is None else plan.of_host(made, whole)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
         begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)
@@ -164,7 +183,6 @@ class Burnin:
                   with_jobs=made.with_jobs)  # fmt: skip
         self._begin([begun])
         await asyncio.to_thread(self._prune)
-        return await self.status()
 
     async def stop(self, who: str) -> BurninHead:
         """End the run in progress now; returns its report's head."""
@@ -189,15 +207,16 @@ class Burnin:
 
     async def report(self, run: str) -> BurninReport:
         """The report of a run, by its id, the beginning of it, or ``latest``."""
-        return await asyncio.to_thread(report.build, await self._records(run))
+        return await asyncio.to_thread(report.build, await self.records(run))
 
     async def series(self, run: str, points: int) -> BurninSeries:
         """How a run, named in the same way, went so far."""
-        found = await asyncio.to_thread(series.build, await self._records(run), points)
+        found = await asyncio.to_thread(series.build, await self.records(run), points)
         found.active = self.active is not None and self.active.plan.run == found.run
         return found
 
-    async def _records(self, run: str) -> list[Record]:
+    async def records(self, run: str) -> list[Record]:
+        """Of a run, named in the same way, those so far."""
         if self._run is not None and run in ("latest", self._run.plan.run):
             return list(self._run.records)
         return await asyncio.to_thread(self._shelf.read, run)

@@ -48,6 +48,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     with_jobs: bool = False
     canary: bool = True
     load: list[str] = []  # of LOADS; empty: those of the profile
+    hosts: list[str] = []  # names of hosts that joined, or "all" with the head's own machine; empty: this machine
 
 
 def duration_s(text: str) -> float:
@@ -107,6 +108,24 @@ def make(
         phases=phases,
         memory_percent=ours.memory_percent,
         left_out=left_out,
+    )
+
+
+def of_host(made: Plan, whole: Plan) -> Plan:
+    """The plan of one host, ``made`` by itself, as its part of a run over several: measured and judged as the whole.
+
+    The GPUs are its own, and so are loads that it cannot have.
+    """
+    return msgspec.structs.replace(
+        made,
+        run=whole.run,
+        context_length=whole.context_length,
+        canary_s=whole.canary_s if made.canary_s else 0.0,
+        canary_runs=whole.canary_runs,
+        bucket_s=whole.bucket_s,
+        limits=whole.limits,
+        memory_percent=whole.memory_percent,
+        over_hosts=True,
     )
 
 

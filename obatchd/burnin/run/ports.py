@@ -111,6 +111,16 @@ class BatchLoad(NamedTuple):
     failed: int
 
 
+class BatchWork(Protocol):
+    """Batch jobs beside a run: :class:`obatchd.daemon.burnin.DispatchedWork`, or of a host that joined none."""
+
+    def batch_load(self, server: str) -> BatchLoad:
+        """The batch work of a server."""
+
+    def keep_batch_away(self, away: bool) -> None:
+        """Hold all batch work of the host, or let it go on."""
+
+
 class Model(NamedTuple):
     """Facts about a model; ``context_length`` is 0 where it is unknown."""
 

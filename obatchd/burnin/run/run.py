@@ -128,7 +128,8 @@ class Run:
         verdicts = {gpu.uuid: gpu.verdict for gpu in document.gpus}
         await self._writer.write(msgspec.structs.replace(ended, verdict=document.verdict, verdicts=verdicts))
         _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document.verdict)
-        self._host.finished(self.plan.run, document.verdict)
+        if not self.plan.over_hosts:  # else the head tells it of all hosts at once
+            self._host.finished(self.plan.run, document.verdict)
         self._condemn(document.gpus)
         await self._end_retests(verdicts if ended.reason == "completed" else {})
 

@@ -35,6 +35,7 @@ _STRESS = "Use a larger model or more slots to load it further, if full stress i
 _EFFICIENCY = "Compare power limit, clocks, fans and temperature with GPUs of its kind."
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
 _BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
+_SAME_CONTEXT = 0.02  # by how much of it contexts of two hosts may differ
 _FIRST = (*WRONG, NOT_BEGUN, HOST_LOST)  # of reasons alike grave: what they say explains the others
 _ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
 
@@ -87,9 +88,16 @@ def _sibling(one: Evidence, other: Evidence) -> bool:
     if one.plan.with_jobs and not all(busy):
         return False
     ours, theirs = one.prepared, other.prepared
-    same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
+    same_load = (ours.model, ours.slots) == (theirs.model, theirs.slots) and _same_context(one, other)
     same = same_load and one.unit.name == other.unit.name and ours.server != theirs.server
     return same and one.has_software_of(other)
+
+
+def _same_context(one: Evidence, other: Evidence) -> bool:
+    """Each host measures the context that fills its memory, and a few megabytes more or less in use change it a bit."""
+    lengths = [e.prepared.context_length if e.prepared else 0 for e in (one, other)]
+    most = 0.0 if one.unit.host == other.unit.host else _SAME_CONTEXT * max(lengths)
+    return abs(lengths[0] - lengths[1]) <= most
 
 
 def _judge(evidence: Evidence, siblings: list[Evidence], of_kind: list[Evidence]) -> Verdict:

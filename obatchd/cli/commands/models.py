@@ -43,27 +43,37 @@ def _host(store: str) -> str:
     if store == _LOCAL:
         return "this host"
     host, _, port = store.removeprefix("remote-").rpartition("-")
-    return f"{host}:{port}" if host and ".." not in host else store
+    return f"{host}:{port}" if store.startswith("remote-") and host and ".." not in host else store
 
 
 @models_command.command("pull")
 @_one_model
 def pull_command(invocation: Invocation, name: str) -> None:
-    """Get a model into the store."""
+    """Get a model into the store, and into that of each joined host."""
     last: Document = {"model": name, "status": ""}
+    stores: dict[str, Document] = {}  # the latest of each, by the server that pulls into it
     try:
         for last in invocation.client().pull(name):
+            stores[last.get("server", "")] = last
             if not invocation.json:
-                done, total = last.get("completed_bytes") or 0, last.get("total_bytes")
-                line_anew(f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(last['status'])}")
+                line_anew(_progress(list(stores.values()), last))
     finally:  # an error has a line of its own
         if not invocation.json:
             line_anew("")
     invocation.answer(last, f"{name}: {last['status'] or 'done'}")
 
 
+def _progress(stores: list[Document], last: Document) -> str:
+    """How far a download is, into all stores that it goes to."""
+    done, total = (sum(store.get(name) or 0 for store in stores) for name in ("completed_bytes", "total_bytes"))
+    words = clean(last["status"])
+    if len(stores) > 1:
+        words = f"{sum(bool(store.get('done')) for store in stores)} of {len(stores)} hosts have it"
+    return f"{bar(done, total)}  {size(done)} / {size(total)}  {words}"
+
+
 @models_command.command("rm")
 @_one_model
 def rm_command(invocation: Invocation, name: str) -> None:
-    """Delete a model from the store."""
+    """Delete a model from the store, and from that of each joined host."""
     invocation.answer(invocation.client().delete("models", name), f"{name} removed.")

@@ -18,8 +18,8 @@ from obatchd import log
 from obatchd.control.auth import Access, Caller, Origin, Peer
 from obatchd.control.programs import SESSION_PREFIX, KeyListener, OpenedPage, PageSession, SessionRecords
 from obatchd.documents.web import EndedSessions
+from obatchd.doors.tries import WrongTries
 from obatchd.errors import ApiError, ControlError
-from obatchd.front.tries import WrongTries
 from obatchd.times import uptime_s
 
 _log = log.get(__name__)

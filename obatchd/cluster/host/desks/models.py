@@ -12,9 +12,9 @@ import attrs
 import msgspec
 
 from obatchd.documents.models import PullProgress
-from obatchd.documents.native import StoredModel
-from obatchd.servers.known import ModelInfo
+from obatchd.ollama.api import StoredModel
 from obatchd.servers.models import ModelKeeper
+from obatchd.servers.stores.known import ModelInfo
 
 
 @attrs.define(eq=False)
@@ -24,16 +24,16 @@ class ModelDesk:
     _keeper: ModelKeeper
 
     async def ensure(self, model: str, by_admin: bool = False) -> ModelInfo:
+        self._keeper.forget(model)  # the head remembers what it was told, and asks anew where that seems wrong
         return await self._keeper.ensure(model, by_admin=by_admin)
 
-    async def stored(self) -> list[StoredModel]:
-        """Every model, as Ollama tells it."""
-        return [entry for _, entry in await self._keeper.stored()]
+    async def listed(self) -> list[StoredModel]:
+        return await self._keeper.listed()
 
-    async def show(self, model: str, verbose: bool = False) -> bytes | None:
-        """All that the store tells of a model, as JSON in Ollama's words; None: it has none of that name."""
+    async def show(self, model: str, verbose: bool = False) -> bytes:
+        """All that the store tells of a model, as JSON in Ollama's words; empty: it has none of that name."""
         shown = await self._keeper.show(model, verbose=verbose)
-        return None if shown is None else msgspec.json.encode(shown)
+        return b"" if shown is None else msgspec.json.encode(shown)
 
     async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
         async with aclosing(self._keeper.pull(name)) as steps:
@@ -42,6 +42,3 @@ class ModelDesk:
 
     async def remove(self, name: str) -> None:
         await self._keeper.remove(name)
-
-    async def forget(self, model: str) -> None:
-        self._keeper.forget(model)

@@ -15,7 +15,7 @@ from obatchd.ollama.api import StoredModel
 
 log = obatchd.log.get(__name__)
 
-LOCAL = "local"  # the store of the managed servers; the others are called like their server
+LOCAL = "local"  # the store of the managed servers here; the others are called like their server or their host
 _DIGITS = 12  # of a digest, as `ollama list` shows it
 
 
@@ -86,9 +86,11 @@ class KnownModels:
             return ""
         *rare, (most, _) = sorted(found.items(), key=lambda entry: len(entry[1]))
         others = "; ".join(f"{', '.join(where)} has {_short(digest)}" for digest, where in rare)
+        ours = not any(store.startswith("remote-") for where in found.values() for store in where)
+        pull = f"obatchctl models pull {shown}`" if ours else f"ollama pull {shown}` on each host"
         return (
             f"{shown} is not the same model on all servers: {others}, the others {_short(most)}; jobs get answers of "
-            f"both. Run `ollama pull {shown}` on each host, then `obatchctl models`, which looks again"
+            f"both. Run `{pull}, then `obatchctl models`, which looks again"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import ipaddress
 import resource
 import socket
@@ -22,7 +22,7 @@ class Crowd:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._in_all = _IN_ALL if files == resource.RLIM_INFINITY else min(_IN_ALL, files // _SHARE)
         self._open: Counter[str] = Counter()
-        self._silent: dict[asyncio.Transport, None] = {}  # that have made no call yet, the oldest first
+        self._silent: dict[socket.socket, None] = {}  # that have made no call yet, the oldest first
 
     def enter(self, connection: socket.socket) -> str | None:
         """Count a new connection; whose it is, or None where there are too many. Raises OSError where it has gone."""
@@ -31,28 +31,32 @@ class Crowd:
         if self._open[who] >= (self._in_all if _is_loopback(who) else _OF_ONE) or self._open.total() >= self._in_all:
             return None
         if self._open.total() == self._in_all - 1 and self._silent:
-            next(iter(self._silent)).abort()  # room for one that says something
+            self.close_if_silent(next(iter(self._silent)))  # room for one that says something
         self._open[who] += 1
+        self._silent[connection] = None
         return who
 
-    def leave(self, who: str, transport: asyncio.Transport | None) -> None:
+    def leave(self, who: str, connection: socket.socket) -> None:
         self._open[who] -= 1
         if not self._open[who]:
             del self._open[who]
-        if transport is not None:
-            self._silent.pop(transport, None)
+        self._silent.pop(connection, None)
 
-    def silent(self, transport: asyncio.Transport) -> None:
-        """A connection is there, and has said nothing yet."""
-        self._silent[transport] = None
-
-    def spoke(self, transport: asyncio.Transport) -> None:
+    def spoke(self, connection: socket.socket) -> None:
         """It has made a call."""
-        self._silent.pop(transport, None)
+        self._silent.pop(connection, None)
 
-    def close_if_silent(self, transport: asyncio.Transport) -> None:
-        if transport in self._silent:
-            transport.abort()
+    def close_if_silent(self, connection: socket.socket) -> None:
+        """End a connection that has made no call; its transport, or the handshake of TLS, then sees that it is over."""
+        if connection in self._silent:
+            del self._silent[connection]
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def address_of(connection: socket.socket) -> str:
+    """The address behind a connection over TCP; raises OSError where it has gone."""
+    return str(connection.getpeername()[0])
 
 
 def _is_loopback(who: str) -> bool:
