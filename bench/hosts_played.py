@@ -1,4 +1,4 @@
-"""Hosts that are played for ``hosts.py``: one thread speaks the protocol for all, with servers that cost next to nothing."""
+"""Hosts that are played for ``hosts.py``: one thread speaks the protocol for all of them; their servers cost little."""
 
 from __future__ import annotations
 

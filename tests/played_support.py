@@ -28,7 +28,7 @@ from obatchd.documents.gpus import Gpus, KernelLogState
 from obatchd.errors import ClusterError
 from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile
-from obatchd.servers.known import ModelInfo
+from obatchd.servers.stores.known import ModelInfo
 
 _BEAT_S = 1.0
 _MODEL = ModelInfo("tiny", "0" * 64, "F16", "1M", 8192, ["completion"], 1000)
