@@ -100,8 +100,11 @@ class Models:
     async def ensure(self, model: str, by_admin: bool = False) -> ModelInfo:
         return msgspec.structs.replace(_MODEL, name=model)
 
-    async def stored(self) -> list[Any]:
+    async def listed(self) -> list[Any]:
         return []
+
+    async def show(self, model: str, verbose: bool = False) -> bytes:
+        return b""
 
 
 @attrs.define(eq=False)
