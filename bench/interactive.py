@@ -27,8 +27,9 @@ from harness import ask, finish, table, workplace
 
 from obatchd import log
 from obatchd.daemon import process
-from obatchd.daemon.compose import Head, Host
+from obatchd.daemon.compose import Head
 from obatchd.daemon.life import Daemon
+from obatchd.daemon.machine import Host
 from obatchd.dispatch.interactive.desk import Desk
 from obatchd.dispatch.interactive.lease import Question
 from obatchd.servers.states import ServerState

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from obatchd.daemon.compose import Head, Host
+from obatchd.daemon.compose import Head
 from obatchd.daemon.life import Daemon
+from obatchd.daemon.machine import Host
 from obatchd.dispatch.interactive.desk import Desk
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings

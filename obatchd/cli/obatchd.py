@@ -1,10 +1,12 @@
-"""``obatchd``: the daemon's command line. Heavy modules are imported only once it is clear that it starts."""
+"""``obatchd`` and ``obatchd host``: the command line of daemons. Heavy modules are imported only once one starts."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Never
 
@@ -15,7 +17,7 @@ from obatchd.cli import exit_codes, first_process
 from obatchd.errors import ConfigError, ObatchError, StoreError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration file (TOML).")
 @click.option(
     "--spool",
@@ -26,18 +28,18 @@ from obatchd.errors import ConfigError, ObatchError, StoreError
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Log events of this level and above."
 )
 @click.version_option(__version__, prog_name="obatchd")
-def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
+@click.pass_context
+def main(context: click.Context, config: Path | None, spool: str | None, log_level: str | None) -> None:
     """Keep an Ollama server on every GPU and answer every prompt dropped into the inbox, exactly once.
 
     obatchd stays in the foreground. Ctrl-C (or SIGTERM) lets running answers finish, a second one stops at once; SIGHUP
     makes it read its configuration again.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
-    if os.getpid() == 1:
-        first_process.stand_before()
+    if context.invoked_subcommand is not None:
+        return
+    _prepare()
     flags = {"spool": spool, "log_level": log_level}
-    try:
+    with _told():
         from obatchd.settings import reading
 
         settings = reading.load(config, environ=os.environ, flags=flags)
@@ -45,6 +47,48 @@ def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
         from obatchd.daemon.life import run
 
         sys.exit(run(settings, config, flags))
+
+
+@main.command()
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The host's configuration file (TOML).")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The directory of the host's credential, facts and logs; or set OBATCH_HOST_DIR.",
+)
+@click.option("--name", help="The host's name at the head; without it as obatchd-join wrote it.")
+@click.option("--until", "until_s", type=float, help="When this machine has to be given back: seconds since 1970.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Log events of this level and above."
+)
+def host(
+    config: Path | None, directory: Path | None, name: str | None, until_s: float | None, log_level: str | None
+) -> None:
+    """Lend the GPUs of this machine to the head that it joined (obatchd-join), and serve it until stopped.
+
+    It stays in the foreground. Ctrl-C (or SIGTERM) lets running answers finish, a second one stops at once; SIGUSR1
+    says that the machine's time limit is near; SIGHUP makes it read its file again.
+    """
+    _prepare()
+    with _told():
+        from obatchd.daemon.host_life import run
+
+        sys.exit(run(config, directory, {"log_level": log_level}, name, until_s))
+
+
+def _prepare() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    if os.getpid() == 1:
+        first_process.stand_before()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell what keeps a daemon from starting, and end with the code for it."""
+    try:
+        yield
     except ConfigError as error:
         click.echo(f"obatchd: the configuration cannot be used:\n{error.message}", err=True)
         sys.exit(exit_codes.CONFIG)

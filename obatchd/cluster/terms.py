@@ -14,7 +14,7 @@ from obatchd.settings.reading import Leaf
 from obatchd.settings.settings import Settings
 
 _TABLES = frozenset({"servers", "models", "gpu_health", "burnin", "dispatch"})
-_TOP = frozenset({"context_length", "drain_s"})
+_TOP = frozenset({"context_length"})
 # What depends on the machine.
 _LOCAL = frozenset({"ollama", "listen", "base_port", "cpu_servers", "group", "models_dir", "environment"})
 _OF_REMOTE_SERVERS = frozenset({"remote_slots", "remote_token"})

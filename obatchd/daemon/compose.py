@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -24,10 +21,10 @@ from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
+from obatchd.daemon.machine import Host, machine
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
 from obatchd.dispatch.recovery import Watchdog
-from obatchd.dispatch.workers import LOCAL, WorkerMaker
 from obatchd.documents import excerpt
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
@@ -42,11 +39,7 @@ from obatchd.front.reads import LookRoutes
 from obatchd.gpucare.cards import GpuCards
 from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
-from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.energy import EnergyMeters
-from obatchd.gpus.kernel_log import KMSG
-from obatchd.gpus.probe import Probe
-from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
 from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
@@ -68,57 +61,10 @@ from obatchd.operations.reads.overview import HostOverviews
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
-from obatchd.servers.program import Ollama, Program
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
-
-_CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"  # see obatchd.simulator.far.channel
-
-
-class Platform(NamedTuple):
-    """The source of GPU readings, the kernel's log, and the program of servers."""
-
-    open_source: OpenSource
-    kernel_log: Path
-    program: Program
-
-
-def choose_platform(settings: Settings, work: Path) -> Platform:
-    """The platform of a daemon; stand-ins share files in ``work``."""
-    use = settings.gpus.use
-    simulated_gpus = isinstance(use, str) and use.startswith("simulated:")
-    if not simulated_gpus and settings.servers.ollama != "simulator":
-        return Platform(open_nvml, KMSG, Ollama(settings.servers.ollama))
-    from obatchd.simulator.gpus import SimulatedGpus, kernel_log
-    from obatchd.simulator.program import SimulatedOllama
-
-    directory = work.absolute() / "simulator"
-    open_source: OpenSource = open_nvml
-    if simulated_gpus:
-        open_source = partial(SimulatedGpus, directory, int(str(use).partition(":")[2]))
-    return Platform(open_source, kernel_log(directory), SimulatedOllama(directory))
-
-
-def choose_workers() -> WorkerMaker:
-    """Makes the workers of a daemon: children of its own; in tests they may seem to be far away."""
-    if not (trouble := os.environ.get(_CHANNEL)):
-        return LOCAL
-    from obatchd.simulator.far.channel import far
-
-    return far(LOCAL, trouble)
-
-
-@dataclass(frozen=True)
-class Host:
-    """The parts that belong to one machine: its GPUs and servers."""
-
-    probe: Probe
-    fleet: Fleet
-    models: ModelKeeper
-    watch: GpuWatch
-    workers: WorkerMaker
 
 
 @dataclass(frozen=True)
@@ -159,14 +105,8 @@ class Head:
 
 
 async def host(work: Work) -> Host:
-    """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
-    settings, directory, facts = work.settings, work.layout.work, Facts(work.store.state)
-    chosen = choose_platform(settings.value, directory)
-    probe = Probe(settings.value.gpus, chosen.open_source, work.owner)
-    await probe.start()
-    fleet = Fleet(settings, directory, work.layout.uuid, chosen.program, probe, facts, work.owner)
-    watch = GpuWatch(settings, probe, fleet, facts, directory, chosen.kernel_log, work.owner)
-    return Host(probe, fleet, ModelKeeper(settings, fleet), watch, choose_workers())
+    """The parts of this machine."""
+    return await machine(work.settings, work.layout.work, work.layout.uuid, Facts(work.store.state), work.owner)
 
 
 def head(

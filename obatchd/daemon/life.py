@@ -23,7 +23,8 @@ from obatchd import __version__, log
 from obatchd.client import runtime
 from obatchd.control.auth import group_id
 from obatchd.daemon import compose, process, systemd
-from obatchd.daemon.compose import Head, Host
+from obatchd.daemon.compose import Head
+from obatchd.daemon.machine import Host
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.answers import Reloaded
 from obatchd.errors import ConfigError

@@ -13,7 +13,7 @@ from obatchd.control.operations import HostOperations
 from obatchd.servers.states import ServerState
 from obatchd.words import counted
 
-_STATUS_S = 5.0
+STATUS_S = 5.0
 
 
 def _send(*assignments: str) -> None:
@@ -73,7 +73,7 @@ async def tell(host: HostOperations) -> None:
     told_s = float("-inf")
     while True:
         watchdog()
-        if time.monotonic() - told_s >= _STATUS_S:
+        if time.monotonic() - told_s >= STATUS_S:
             told_s = time.monotonic()
             status(_status_line(host))
         await asyncio.sleep(_period_s())
@@ -81,7 +81,7 @@ async def tell(host: HostOperations) -> None:
 
 def _period_s() -> float:
     interval_s = watchdog_interval_s()
-    return min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
+    return min(interval_s / 2 if interval_s else STATUS_S, STATUS_S)
 
 
 def _status_line(host: HostOperations) -> str:

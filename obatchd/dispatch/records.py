@@ -16,6 +16,11 @@ from obatchd.ollama.faults import Fault
 from obatchd.words import counted
 
 _encode = msgspec.json.Encoder().encode
+# Fields of a record that no prompt, answer or source makes long.
+_SHORT = (
+    "id", "line", "repeat", "model", "server", "slots", "gpu", "attempts", "servers", "started_at", "finished_at",
+    "duration_s", "prompt_tokens", "response_tokens", "tokens_per_s", "done_reason", "truncated",
+)  # fmt: skip
 Found = tuple[Answer, dict[str, Any]]  # with more fields for the record: parsed data, notes
 
 
@@ -73,6 +78,13 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
             "servers": servers,
         }
     )
+
+
+def without_answer(record: bytes, fault: Fault) -> bytes:
+    """The failure of a request whose answer cannot be kept: of its record only what is short."""
+    document = msgspec.json.decode(record)
+    kept = {name: document[name] for name in _SHORT if name in document}
+    return _encode(kept | {"outcome": Outcome.FAILED, "code": fault.code, "message": fault.message})
 
 
 def poisoned(record: bytes, crashes: int, alone: int) -> bytes:

@@ -143,6 +143,10 @@ class Cause(Enum):
         "look at the answer in errors.jsonl: simplify the schema or the task, or use a larger model",
     )  # fmt: skip
     CONTEXT_OFF = REQUEST, "context_off", "ask an administrator to enable [context], or leave urls and files out"
+    TOO_LONG = (
+        REQUEST, "answer_too_long",
+        "lower max_response_tokens, ask for less text at once, or leave large files and images out of the prompt",
+    )  # fmt: skip
     INCOMPLETE = ANSWER, "incomplete", RETRY
     UNLOADED = ANSWER, "unloaded", RETRY
     EMPTY_RESPONSE = ANSWER, "empty_response", _MORE

@@ -145,6 +145,7 @@ class Server(Life):
         self.loaded: Profile | None = None
         self.loading: Profile | None = None  # it is being given this one
         self.load_s: float | None = None  # seconds that the latest load took
+        self.loads = 0  # of models, since this process began
         self.in_flight = 0  # written by the dispatcher, as is ``idle``
         self.pid: int | None = None
         self.token = ""
@@ -267,6 +268,7 @@ class Server(Life):
                 if self._ending is None or self._ending.done():
                     raise ServerError(f"{self.id} ended while it loaded {profile.model}.", code="not_ready")
                 self.loaded, self._used_s = profile, time.monotonic()
+                self.loads += 1
             finally:
                 self.loading = None
 

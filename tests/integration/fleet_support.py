@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from task_support import Failures
 
-from obatchd.daemon.compose import choose_platform
+from obatchd.daemon.machine import choose_platform
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server

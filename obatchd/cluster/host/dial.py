@@ -1,0 +1,78 @@
+"""Dials the head for ever: a host without its head waits for it, with its servers and models."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import attrs
+
+from obatchd import log
+from obatchd.cluster.host.head import Head
+from obatchd.cluster.host.visit import HostParts, Identity, Visit
+from obatchd.cluster.host.way import Connector
+from obatchd.errors import ClusterError
+
+_log = log.get(__name__)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_REFUSED_PAUSE_S = 60.0  # after a refusal that another try alone will not change
+_CONNECT_S = 15.0
+_STEADY_S = 5.0  # a session that lasted for so long is followed by another at once
+
+
+@attrs.define(eq=False)
+class Dialer:
+    """Connects, visits, and does so again. ``connected`` visits end by themselves."""
+
+    _connector: Connector
+    _identity: Identity
+    _parts: HostParts
+    _head: Head
+    trouble: str = attrs.field(default="it was not reached yet", init=False)  # why the head is away; empty: it is here
+    _pause_s: float = attrs.field(default=_FIRST_PAUSE_S, init=False)
+
+    async def run(self) -> None:
+        """Dial until cancelled, which ends the session."""
+        while True:
+            began_s = time.monotonic()
+            visit = Visit(self._identity, self._parts, self._head)
+            final = await self._try(visit)
+            if visit.entered and time.monotonic() - began_s > _STEADY_S:
+                self._pause_s = _FIRST_PAUSE_S
+            pause_s = _REFUSED_PAUSE_S if final else self._pause_s
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # hosts of one head do not all come at once
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    async def _try(self, visit: Visit) -> bool:
+        """One connection and its session; whether the head refused this host for good."""
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                socket = await self._connector.connect()
+        except ClusterError as error:
+            self._refused(error.message)
+            return True
+        except TimeoutError:
+            self._lost(f"{self._connector.address} does not answer within {_CONNECT_S:g} s")
+            return False
+        except ConnectionError as error:
+            self._lost(str(error))
+            return False
+        reason = await visit.run(socket)
+        if visit.refused is not None and visit.refused.final:
+            self._refused(visit.refused.message)
+            return True
+        if visit.entered:
+            self.trouble = ""  # and is told anew
+        self._lost(reason)
+        return False
+
+    def _refused(self, words: str) -> None:
+        if words != self.trouble:
+            _log.error("head_refuses", head=self._connector.address, reason=words)
+        self.trouble = words
+
+    def _lost(self, words: str) -> None:
+        if words != self.trouble:
+            _log.warning("head_away", head=self._connector.address, reason=words)
+        self.trouble = words
