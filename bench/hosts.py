@@ -41,9 +41,9 @@ PARTS = ("ratios", "delay", "idle", "large")
 _IDLE_S = 30.0
 _QUESTIONS = 30
 CONFIG: dict[str, Any] = {
-    "log_level": "warning", "servers": {"slots": SLOTS}, "outbox": {"response_files": "never"},
+    "log_level": "warning", "servers": {"slots": SLOTS, "stagger_s": 0.2}, "outbox": {"response_files": "never"},
 }  # fmt: skip
-_OF_SERVERS: dict[str, Any] = {"gpus": {"poll_s": 5}, "servers": {"stagger_s": 0.2}, "log_level": "warning"}
+_OF_HOSTS: dict[str, Any] = {"gpus": {"poll_s": 5}, "log_level": "warning"}
 _STAND_INS = {"service_s": {"kind": "fixed", "value": 0.05}, "chunk_s": 3600, "load_s": 0.05}
 GOALS: dict[str, tuple[str, float]] = {
     "prompts_ratio": (">=", 0.8),
@@ -162,7 +162,7 @@ def ratios(directory: Path, rounds: int, hosts: int, gpus: int, count: int) -> d
         with _local(directory / f"local{number}", hosts * gpus) as daemon:
             local = _measured(daemon, count)
         with make_fleet(directory / f"door{number}", hosts, gpus=gpus, config=CONFIG, simulator=_STAND_INS,
-                        of_hosts=_OF_SERVERS) as fleet:  # fmt: skip
+                        of_hosts=_OF_HOSTS) as fleet:  # fmt: skip
             door = _measured(fleet.head, count)
         figures["prompts"].append(local.took_s / door.took_s)
         figures["cpu"].append(door.used_s / local.used_s)
@@ -190,9 +190,8 @@ def _measured(daemon: Daemon, count: int) -> Measured:
 
 @contextlib.contextmanager
 def _local(directory: Path, servers: int) -> Iterator[Daemon]:
-    gpus = {"use": f"simulated:{servers}", **_OF_SERVERS["gpus"]}
-    config = {**CONFIG, "gpus": gpus, "servers": {**CONFIG["servers"], **_OF_SERVERS["servers"]}}
-    with _running(Daemon(directory, config, _STAND_INS)) as daemon:
+    gpus = {"use": f"simulated:{servers}", **_OF_HOSTS["gpus"]}
+    with _running(Daemon(directory, {**CONFIG, "gpus": gpus}, _STAND_INS)) as daemon:
         wait_for(lambda: all(server["state"] == "ready" for server in daemon.servers()), 300, "all are ready", 0.2)
         yield daemon
 

@@ -60,7 +60,7 @@ class Host:
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{self.name} could not join:\n{done.stdout}{done.stderr}")
-        settings = f'\n[gpus]\nuse = "simulated:{GPUS}"\n\n[servers]\nlisten = "{self._address}"\nstagger_s = 0\n'
+        settings = f'\n[gpus]\nuse = "simulated:{GPUS}"\n\n[servers]\nlisten = "{self._address}"\n'
         with self._config.open("a") as file:
             file.write(settings)
         print(f"  {self.name} has joined with a code of its own; its servers listen on {self._address} alone")

@@ -27,7 +27,6 @@ _QUICK: Document = {
     "log_level": "debug",
     "drain_s": 5,
     "gpus": {"use": "simulated:2", "poll_s": 0.1},
-    "servers": {"stagger_s": 0},
 }
 
 
