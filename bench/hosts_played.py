@@ -130,7 +130,7 @@ def _join(head: Head, name: str) -> tuple[int, str, str]:
 
 
 async def _credential(link: str, name: str) -> str:
-    raise NotImplementedError
+    return (await join(parse(link), name, name)).credential
 
 
 def of_seconds(seconds: float, spread: float = 0.5) -> Callable[[str], float]:
