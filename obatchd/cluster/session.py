@@ -125,6 +125,10 @@ class Session(Generic[M]):
         if not self._ended.done():
             self._ended.set_result(reason)
 
+    async def over(self) -> str:
+        """Wait for the end; why it came. ``run`` returns a moment later, when the last words have left."""
+        return await asyncio.shield(self._ended)
+
     # Its life.
 
     async def run(self) -> str:

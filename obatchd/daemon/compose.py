@@ -135,7 +135,8 @@ def head(
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
-    gpus, histories = GpuService(cards, work.audit), Histories(Past(policy, cards))
+    gpus = GpuService(cards, work.audit)
+    histories = Histories(Past(policy, cards), gpus)
     reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), histories)
     routes = [
         *RemoteRoutes(jobs, models, host, files, JobFiles(work), reads.answers).routes(),

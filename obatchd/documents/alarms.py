@@ -160,9 +160,9 @@ class AlarmTest(Alarm, frozen=True):
         return "this is a test: alarms arrive here"
 
 
-def message(alarm: Alarm) -> dict[str, Any]:
-    """An alarm of now as it leaves this host."""
-    host = socket.gethostname()
+def message(alarm: Alarm, host: str = "") -> dict[str, Any]:
+    """An alarm of now as it leaves this host; ``host`` is the joined host that it comes from, else it is this one."""
+    host = host or socket.gethostname()
     text = " ".join(f"obatchd on {host}: {alarm.words}".split())
     head = {"schema": SCHEMA, "kind": alarm.kind, "at": instant(time.time()), "host": host, "text": text}
     return head | msgspec.structs.asdict(alarm)

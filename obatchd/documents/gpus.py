@@ -181,6 +181,7 @@ class GpuEntry(msgspec.Struct, kw_only=True):
     clock_mhz: int | None = None  # of the multiprocessors
     slowed: bool | None = None  # by its hardware, or by the driver for heat
     asleep: bool | UnsetType = UNSET  # nobody uses it, and it is not asked, so that it can sleep
+    host: str | UnsetType = UNSET  # the joined host that has it; absent: this machine
 
 
 class GpuEvent(msgspec.Struct):
@@ -200,6 +201,7 @@ class GpuEventEntry(GpuEvent):
     """An event, and its time as text."""
 
     at: str | None
+    host: str | UnsetType = UNSET  # the joined host that has the card; absent: this machine
 
 
 class GpuEvents(msgspec.Struct):
@@ -235,14 +237,27 @@ class KernelLogState(msgspec.Struct):
     problem: str  # why it cannot be read
 
 
+class HostProbe(msgspec.Struct):
+    """What a joined host tells of its GPUs as a whole."""
+
+    name: str
+    here: bool  # else what follows is what it told last
+    reason: str  # why it is away; empty: it is here
+    state: str  # of its probe, as of Gpus
+    message: str
+    host: HostTrouble | None
+    kernel_log: KernelLogState
+
+
 class Gpus(msgspec.Struct):
-    """``GET /v1/gpus``: all cards, by index."""
+    """``GET /v1/gpus``: all cards, by index; those of joined hosts behind, by host."""
 
     state: str  # of the probe: ok, absent (no driver), unknown (it does not answer)
     message: str
     host: HostTrouble | None
     kernel_log: KernelLogState
     gpus: list[GpuEntry]
+    hosts: list[HostProbe] | UnsetType = UNSET  # joined ones that have told of their GPUs; absent without any
 
 
 class Released(msgspec.Struct):
@@ -252,3 +267,4 @@ class Released(msgspec.Struct):
     forgotten: bool  # the card is not there any more
     accepted: list[str]  # signals of lasting defects that only warn from now on
     index: int | None = None
+    host: str | UnsetType = UNSET  # the joined host that has the card; absent: this machine

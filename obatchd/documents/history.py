@@ -7,6 +7,7 @@ is a step of which nothing is known: the daemon was off, or the GPU asleep. The 
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from obatchd.documents.gpus import GpuEventEntry
 
@@ -29,6 +30,7 @@ class GpuColumns(msgspec.Struct):
     memory_used_bytes: Column
     clock_mhz: Column
     slowed_percent: Column  # of the time, slowed down by its hardware
+    host: str | UnsetType = UNSET  # the joined host that has it; absent: this machine
 
 
 class GpuHistory(msgspec.Struct):

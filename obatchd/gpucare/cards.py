@@ -194,6 +194,7 @@ class GpuCards:
             shares_unknown=record.shares_unknown or UNSET,
             shared_with="; ".join(server.shared_with for server in servers if server.shared_with),
             slowed=None if reasons is None else bool(reasons & slows),
+            host=UNSET,
         )
 
 

@@ -53,6 +53,7 @@ class Past:
     def _card(self, card: CardColumns) -> GpuColumns:
         track = self._policy.monitor.tracks.get(card.uuid)
         latest = track.latest if track else None
+        columns: dict[str, Any] = card.columns
         return GpuColumns(
             uuid=card.uuid,
             index=track.identity.index if track else None,
@@ -60,7 +61,7 @@ class Past:
             serial=card.serial,
             slot=card.slot,
             memory_total_bytes=latest.memory_total_bytes if latest else None,
-            **card.columns,
+            **columns,
         )
 
     async def columns(self, key: Hashable, look: Callable[[], T]) -> T:

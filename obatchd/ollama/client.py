@@ -100,7 +100,7 @@ class _Stream(Lines):
         if self._fault is not None:
             return Answer(fault=self._fault)
         last = self._last
-        reason, eval_ns = last.done_reason or "", last.eval_duration or 0
+        reason, eval_ns = last.done_reason or "", max(0, last.eval_duration or 0)
         text, think = split_reasoning(
             "".join(self._texts), "".join(self._thoughts), opened=self._opened, cut=reason == "length"
         )

@@ -20,6 +20,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import Given, PlannedServer, choose, given
 from obatchd.ollama.api import OllamaApi
 from obatchd.servers import environment
+from obatchd.servers.claims import GpuClaims
 from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
@@ -55,6 +56,10 @@ class Fleet:
     _ours: Given = attrs.field(default=Given([], ""), init=False)
     foreign_ollama: str = attrs.field(default="", init=False)  # one that is not ours, in plain words; empty for none
     _listener: ServerListener = attrs.field(init=False)
+    _claims: GpuClaims = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._claims = GpuClaims(self._work)
 
     def listen(self, listener: ServerListener) -> None:
         """Let ``listener`` hear of each change of state, in the event loop; before ``start``."""
@@ -74,10 +79,12 @@ class Fleet:
 
         Raises:
             ConfigError: the settings name GPUs that are not there, or leave no server at all.
-            GpuError: there is a driver, but it does not tell which GPUs there are.
+            GpuError: there is a driver, but it does not tell which GPUs there are; or another obatchd of this machine
+                has one of them (``gpu_taken``).
             ServerError: ``no_ollama`` or ``bad_address``.
         """
         planned = self._plan()
+        await self._claims.take(gpu for plan in planned for gpu in plan.gpus)
         if killed := await asyncio.to_thread(sweep, self._instance):
             self.swept_s = [time.time()]
             log.info("orphans_swept", count=len(killed))
@@ -93,6 +100,7 @@ class Fleet:
         """End every server that was started here, all at once; remote servers are only left."""
         await self._tasks.stop()
         await asyncio.gather(*(server.stop() for server in self.servers.values()))
+        await self._claims.release()
 
     # --- planning ---------------------------------------------------------------------------------------------------
 

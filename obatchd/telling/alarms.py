@@ -69,15 +69,15 @@ class Alarms:
                 await self._idle.wait()
         await self._tasks.stop()
 
-    def announce(self, alarm: Alarm) -> None:
-        """Raise an alarm, if somebody wants to hear of its kind."""
+    def announce(self, alarm: Alarm, host: str = "") -> None:
+        """Raise an alarm, if somebody wants to hear of its kind; ``host`` is the joined host that it comes from."""
         if alarm.kind not in self._settings.on or not self._ways():
             return
         if len(self._waiting) >= _MOST_WAITING:
             victim = next((waiting for waiting in self._waiting if waiting["kind"] == "job_done"), self._waiting[0])
             self._waiting.remove(victim)
             _log.warning("alarm_dropped", kind=victim["kind"], reason="too many wait to be told")
-        self._waiting.append(message(alarm))
+        self._waiting.append(message(alarm, host))
         self._idle.clear()
         self._wake.set()
 

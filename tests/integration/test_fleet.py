@@ -420,7 +420,7 @@ async def test_servers_that_others_can_reach_are_a_notice(tmp_path: Path) -> Non
 
 
 async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: Path) -> None:
-    async with running(settings(), tmp_path, instance="theirs" + str(tmp_path)) as theirs:
+    async with running(settings(), tmp_path / "theirs", instance="theirs" + str(tmp_path)) as theirs:
         (other,) = await theirs.ready()
         # By the timeline, because the two stand-in servers would overwrite each other's load on the one GPU.
         write_script(tmp_path / "simulator", {"0": [GpuEvent("foreign", pid=other.pid or 0)]})
@@ -437,7 +437,7 @@ async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: 
 async def test_gpus_that_the_environment_keeps_from_us_get_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obatchd.daemon.compose.open_nvml", partial(SimulatedGpus, tmp_path, 3))
+    monkeypatch.setattr("obatchd.daemon.machine.open_nvml", partial(SimulatedGpus, tmp_path, 3))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     async with running(settings("all"), tmp_path) as bench:
         assert list(bench.fleet.servers) == ["gpu2"]

@@ -18,6 +18,7 @@ from head_stand_in import CREDENTIAL, WAIT_S, Came, StandInHead, until
 
 from obatchd.cluster.messages import KillWorker, Refused
 from obatchd.jobs.model import Profile
+from obatchd.servers.claims import GpuClaims
 from obatchd.servers.sweep import marked, sweep
 
 _TINY = Profile("tiny", 4096)
@@ -177,6 +178,20 @@ async def test_who_is_not_known_is_told_what_to_type(
     await until(lambda: "head_refuses" in host.log, "the refusal is in the log")
     assert words in host.log and "obatchctl hosts code" in host.log and CREDENTIAL not in host.log
     assert not head.came and head.tried == (not fingerprint)  # to a stranger nothing is shown
+
+
+async def test_a_gpu_that_another_obatchd_has_is_not_taken(host: Machine, head: StandInHead) -> None:
+    host.launch()
+    await _ready(head)
+    assert host.process is not None
+    host.process.kill()
+    host.process.wait()
+    claims = GpuClaims(host.directory)
+    await claims.take(head.came[-1].servers["gpu1"].gpus)
+    host.launch()
+    assert await host.exit_code() == 1
+    assert f"pid {os.getpid()}" in host.log and "gpus.exclude" in host.log
+    await claims.release()
 
 
 def _no_credential(host: Machine) -> None:

@@ -15,6 +15,7 @@ from dispatch_support import FakeWorker
 from engine_support import NoProcess, Street
 from test_gpu_monitor import Bench, DictFacts
 
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Operations, Reads
 from obatchd.daemon.compose import DispatchMover
@@ -98,6 +99,7 @@ class Desk(Street):
     """The street as operators see it."""
 
     cards = 2
+    joined: tuple[str, ...] = ()  # names of hosts
 
     def __init__(self, directory: Path, **tables: Any) -> None:
         super().__init__(directory, **tables)
@@ -123,6 +125,8 @@ class Desk(Street):
             self.work.settings, self.watch, self.fleet, DispatchMover(self.engine.dispatcher), alarms, self.failures
         )
         self.reloads = 0
+        attached: Any = None  # what they do to servers is tried elsewhere
+        self.hosts = {name: JoinedHost(name, attached) for name in self.joined}
         models: Any = self.store
         unused: Any = None
         tuner = self.engine.dispatcher.tune(DictFacts(), self, self.engine.dispatcher.desk)
@@ -133,10 +137,11 @@ class Desk(Street):
         self.policy.monitor.listen(xids)
         self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
         self.metrics = Exposition(self.sources)
+        hosts = self.hosts
         jobs, cards = JobCommands(self.engine), GpuCards(self.policy, self.probe)
-        gpus = GpuService(cards, self.work.audit)
+        gpus = GpuService(cards, self.work.audit, hosts)
         overviews = HostOverviews(self.engine, host_commands, gpus, self.burnin)
-        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(Past(self.policy, cards)))
+        reads = Reads(overviews, JobAnswerPages(self.engine, jobs), Histories(Past(self.policy, cards), gpus, hosts))
         self.operations = Operations(
             jobs=jobs,
             servers=commands,

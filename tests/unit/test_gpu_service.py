@@ -34,11 +34,15 @@ class Duty:
         return self.monitor.release(card)
 
 
-def service(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuService:
+def cards_of(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuCards:
     probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=host_trouble)
     policy: Any = Duty(bench)
+    return GpuCards(policy, probe)
+
+
+def service(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuService:
     audit: Any = AsyncMock(AuditLog)
-    return GpuService(GpuCards(policy, probe), audit)
+    return GpuService(cards_of(bench, state, host_trouble), audit)
 
 
 async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -> None:

@@ -52,3 +52,29 @@ def test_findings_and_events_are_broken_between_words(monkeypatch: pytest.Monkey
     lines = commands._finding_lines(finding)
     assert max(map(len, lines)) <= 60 and lines[0].startswith("  warn       slowed down")
     assert " ".join(" ".join(lines).split()) == f"warn {REASON} (hw_slowdown, since 2026-11-29T09:16:00Z)"
+
+
+def test_gpus_of_joined_hosts_are_called_by_host_and_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_width", lambda: 120)
+    bad = GPU | {
+        "host": "node07",
+        "index": 0,
+        "servers": ["node07.gpu0"],
+        "health": "quarantine",
+        "reason": "it smells",
+    }
+    bad |= {"action": "Look at it.", "quarantine": {"since": None, "by": "rules", "reason": "it smells"}}
+    away = GPU | {"host": "node08", "index": 0, "servers": [], "health": "unknown", "temp_c": None}
+    log = {"source": "kmsg", "problem": ""}
+    hosts = [
+        {"name": "node07", "here": True, "reason": "", "state": "ok", "message": "", "host": None, "kernel_log": log},
+        {"name": "node08", "here": False, "reason": "silence", "state": "ok", "message": "", "host": None}
+        | {"kernel_log": log},
+    ]
+    document = DOCUMENT | {"state": "absent", "message": "No driver.", "gpus": [bad, away], "hosts": hosts}
+    lines = [click.unstyle(line) for line in commands._overview(document)]
+    assert lines[0].startswith("GPU") and lines[1].startswith("node07/0") and lines[2].startswith("node08/0")
+    assert "host node08 is away: silence" in lines
+    assert "When GPU node07/0 is well again:  obatchctl gpus release node07/0" in lines
+    assert not any("No driver." in line for line in lines), "no GPU is missed on this machine"
+    assert commands._called(bad) == "GPU node07/0"

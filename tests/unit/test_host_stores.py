@@ -15,7 +15,7 @@ from settings_support import in_force
 from test_host_desks import Tasks
 
 from obatchd.cluster.head import models as module
-from obatchd.cluster.head.hosts import Hosts
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.head.models import HostStores
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.messages import HostNews
@@ -67,24 +67,12 @@ class Store:
             raise ModelError(f"There is no model {name} in the store.", code="model_not_found")
 
 
-class Known:
-    """Implements :class:`obatchd.cluster.head.hosts.KnownHosts`."""
-
-    def __init__(self, *names: str) -> None:
-        self._names = names
-
-    def names(self) -> tuple[str, ...]:
-        return self._names
-
-    def is_drained(self, name: str) -> bool:
-        return False
-
-
 class Rig:
     """A head without servers of its own, and hosts with a store each; ``away`` never comes."""
 
     def __init__(self, **stores: Store) -> None:
-        self.hosts = Hosts(Known(*stores, "away"))
+        attached: Any = None
+        self.hosts = {name: JoinedHost(name, attached) for name in (*stores, "away")}
         self.stores = stores
         self.guests = {
             f"{name}.gpu0": SimpleNamespace(
@@ -100,7 +88,7 @@ class Rig:
         return self.guests[f"{host}.gpu0"]
 
     def pulling(self, host: str, model: str) -> None:
-        self.hosts.hosts[host].news = HostNews(NO_GPUS, [], pulls={model: PullProgress(model, "gpu0", "pulling", 1, 9)})
+        self.hosts[host].news = HostNews(NO_GPUS, [], pulls={model: PullProgress(model, "gpu0", "pulling", 1, 9)})
 
 
 @contextlib.asynccontextmanager
@@ -110,7 +98,7 @@ async def fleet(**stores: Store) -> AsyncIterator[Rig]:
     for name, store in stores.items():
         keeper: Any = store
         head, host = sessions(Kept(), Kept(), of_host={"models": ModelDesk(keeper)})
-        rig.hosts.hosts[name].session = head
+        rig.hosts[name].session = head
         ends.append(head)
         running += [tasks.start(session.run(), session.peer) for session in (head, host)]
     try:
@@ -137,7 +125,7 @@ async def test_a_host_that_is_lost_or_refuses_fails_no_job() -> None:
         assert (await rig.keeper.ensure("m")).store == "node01"
         with pytest.raises(ModelError, match=r"^host node02: Model m is not to be had\.$"):
             await rig.keeper.ensure_on(rig.server("node02"), "m")
-        rig.hosts.hosts["node02"].session = None
+        rig.hosts["node02"].session = None
         with pytest.raises(ServerError, match=r"^host node02 is away") as caught:
             await rig.keeper.ensure_on(rig.server("node02"), "m")
         assert caught.value.code == "host_away"

@@ -96,7 +96,7 @@ async def test_calls_are_answered_and_errors_are_raised_as_they_were() -> None:
                 await head.call(method, str)
         with pytest.raises(Exception, match="KeyError"):
             await head.call("servers.break_down", str)
-        with pytest.raises(Exception, match="servers.load: Expected"):
+        with pytest.raises(Exception, match=r"servers\.load: Expected"):
             await head.call("servers.load", str, server="gpu0", profile=7)
 
 

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from obatchd.cli.command import Command, Invocation, clean
+from obatchd.cli.views.text import gpu_name
 from obatchd.errors import ObatchError
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -49,6 +50,8 @@ def known(what: str, *keys: str, about: str = "", answer: str = "") -> Complete:
         found = []
         for entry in document[answer or what]:
             values, words = [str(entry[key]) for key in keys], clean(entry.get(about) or "")
+            if what == "gpus":
+                values[0] = gpu_name(entry)
             typed = [value for value in values if value.startswith(incomplete)]
             if typed or (words and words.startswith(incomplete)):
                 found.append(CompletionItem((typed or values)[0], help=words or None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation, Span, clean
 from obatchd.cli.commands.completion import gpus
 from obatchd.cli.views.history import VALUES, history, steps_shown
-from obatchd.cli.views.text import NOTHING, number, size, table, wrapped
+from obatchd.cli.views.text import NOTHING, gpu_name, number, size, table, wrapped
 
 _HEADINGS = (
     ">#", "HEALTH", "?~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY GiB", "?SERIAL", "?SLOT", "~~REASON",
@@ -39,25 +40,46 @@ def list_command(invocation: Invocation) -> None:
     """List the GPUs with their health. Exit code 1 when one needs somebody's attention."""
     document = invocation.client().get("gpus")
     invocation.answer(document, view=_overview)
-    if any(gpu["health"] in ("quarantine", "unknown") for gpu in document["gpus"]) or document["host"]:
+    if any(gpu["health"] in ("quarantine", "unknown") for gpu in document["gpus"]) or _has_trouble(document):
         raise click.exceptions.Exit(exit_codes.FAILED)
 
 
+def _has_trouble(document: Document) -> bool:
+    """Whether the driver of a whole machine has."""
+    return any(probe["host"] for probe in (document, *(document.get("hosts") or ())))
+
+
 def _overview(document: Document) -> list[str]:
-    lines = table(_HEADINGS, map(_row, document["gpus"])) if document["gpus"] else ["obatchd knows no GPU here"]
-    if document["state"] != "ok":
-        lines += ["", click.style(clean(document["message"]), fg="red")]
-    if document["host"]:
-        lines += ["", click.style(clean(document["host"]["message"]), fg="red")]
-    if document["gpus"] and not document["kernel_log"]["source"]:
-        problem = clean(document["kernel_log"]["problem"])
-        lines += ["", f"The kernel log cannot be read, so some XIDs go unseen: {problem}"]
+    hosts = document.get("hosts") or []
+    headings = ("GPU" if hosts else _HEADINGS[0], *_HEADINGS[1:])
+    lines = table(headings, map(_row, document["gpus"])) if document["gpus"] else ["obatchd knows no GPU here"]
+    own = [gpu for gpu in document["gpus"] if not gpu.get("host")]
+    if own or document["state"] == "unknown" or not hosts:  # else nobody misses a GPU on this machine
+        lines += _trouble(document, bool(own), "")
+    for host in hosts:
+        if host["here"]:
+            lines += _trouble(host, any(gpu.get("host") == host["name"] for gpu in document["gpus"]), host["name"])
+        else:
+            lines += ["", click.style(clean(f"host {host['name']} is away: {host['reason']}"), fg="red")]
     for gpu in document["gpus"]:
+        name = gpu_name(gpu)
         if gpu["action"] and gpu["health"] != "ok":
-            lines += ["", f"What to do about GPU {gpu['index']}:", *_wrapped(gpu["action"])]
+            lines += ["", f"What to do about GPU {name}:", *_wrapped(gpu["action"])]
         if gpu["quarantine"]:
-            lines += ["", f"When GPU {gpu['index']} is well again:  obatchctl gpus release {gpu['index']}"]
+            lines += ["", f"When GPU {name} is well again:  obatchctl gpus release {name}"]
     return lines
+
+
+def _trouble(probe: Document, has_gpus: bool, host: str) -> Iterator[str]:
+    """What is wrong with the GPUs of a whole machine; ``host``: its name, empty for this one."""
+    of = f"host {host}: " if host else ""
+    if probe["state"] != "ok":
+        yield from ["", click.style(clean(of + probe["message"]), fg="red")]
+    if probe["host"]:
+        yield from ["", click.style(clean(of + probe["host"]["message"]), fg="red")]
+    if has_gpus and not probe["kernel_log"]["source"]:
+        problem = clean(probe["kernel_log"]["problem"])
+        yield from ["", f"{of}The kernel log cannot be read, so some XIDs go unseen: {problem}"]
 
 
 def _row(gpu: Document) -> list[object]:
@@ -67,7 +89,7 @@ def _row(gpu: Document) -> list[object]:
         reason = f"lent until {_time(gpu['lent_until'])}"
     memory = "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in (used, total))
     return [
-        gpu["index"], gpu["health"], gpu["name"].removeprefix("NVIDIA "), " ".join(gpu["servers"]) or NOTHING,
+        gpu_name(gpu), gpu["health"], gpu["name"].removeprefix("NVIDIA "), " ".join(gpu["servers"]) or NOTHING,
         number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"),
         "asleep" if gpu.get("asleep") else number(gpu["utilisation_percent"], " %"),
         memory, gpu["serial"] or NOTHING, gpu["slot"], reason,
@@ -77,7 +99,10 @@ def _row(gpu: Document) -> list[object]:
 @gpus_command.command("show")
 @_one_gpu
 def show_command(invocation: Invocation, gpu: str) -> None:
-    """Show identity, findings and last events of one GPU. GPU is an index, a UUID or a serial number."""
+    """Show identity, findings and last events of one GPU.
+
+    GPU is an index, a UUID or a serial number; on a joined host node07/0.
+    """
     invocation.answer(invocation.client().get("gpus", gpu), view=_page)
 
 
@@ -91,7 +116,7 @@ def _page(gpu: Document) -> list[str]:
     if gpu["lent_until"]:
         lines.append(f"lent until {_time(gpu['lent_until'])}")
     if gpu.get("shares_unknown"):
-        back = f"obatchctl gpus share {gpu['index']} --back ends that"
+        back = f"obatchctl gpus share {gpu_name(gpu)} --back ends that"
         lines.append(f"models are loaded beside processes of others whose memory is unknown; {back}")
     if gpu["shared_with"]:
         lines.append(clean(gpu["shared_with"]))
@@ -111,8 +136,7 @@ def _page(gpu: Document) -> list[str]:
 
 def _called(gpu: Document) -> str:
     """A GPU as people name it; one without an index, as an older daemon may tell it, by its UUID."""
-    index = gpu.get("index")
-    return f"GPU {gpu['uuid'] if index is None else index}"
+    return f"GPU {gpu['uuid'] if gpu.get('index') is None else gpu_name(gpu)}"
 
 
 def _fact(value: Any, unit: str) -> str:
@@ -129,7 +153,8 @@ def _finding_lines(finding: Document) -> list[str]:
 
 
 def _event_lines(event: Document) -> list[str]:
-    where = f"{event['serial'] or event['uuid']} in slot {event['slot'] or '?'}"
+    on = f" of {event['host']}" if event.get("host") else ""
+    where = f"{event['serial'] or event['uuid']} in slot {event['slot'] or '?'}{on}"
     return wrapped(f"{where}  {event['text']}", f"  {_time(event['at'])}  {event['kind']:<11}")
 
 

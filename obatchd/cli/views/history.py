@@ -9,7 +9,7 @@ from typing import NamedTuple
 import click
 
 from obatchd.cli.command import Document, Invocation, clean
-from obatchd.cli.views.text import NOTHING, Painted, duration, size, table, wrapped
+from obatchd.cli.views.text import NOTHING, Painted, duration, gpu_name, size, table, wrapped
 from obatchd.times import clock
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -125,7 +125,8 @@ def _heading(document: Document) -> str:
 
 
 def _called(gpu: Document) -> str:
-    name = f"GPU {gpu['index']}" if gpu["index"] is not None else "a GPU that is gone"
+    on = f" from {gpu['host']}" if gpu.get("host") else ""
+    name = f"GPU {gpu_name(gpu)}" if gpu["index"] is not None else f"a GPU that is gone{on}"
     told = (name, clean(gpu["name"]), clean(gpu["uuid"]), gpu["serial"] and f"serial {clean(gpu['serial'])}")
     return "  ".join(filter(None, told))
 
@@ -141,7 +142,7 @@ def _lines(gpu: Document, shown: Sequence[str], document: Document) -> Iterator[
 
 
 def _one_line(gpu: Document, value: Value, document: Document) -> Iterator[list[object]]:
-    yield ["gone" if gpu["index"] is None else gpu["index"], *_cells(gpu, value)]
+    yield ["gone" if gpu["index"] is None else gpu_name(gpu), *_cells(gpu, value)]
     if marks := _marks(gpu, document):
         yield ["", Painted(marks, "yellow"), "", "", ""]
 
@@ -182,10 +183,10 @@ def _events(document: Document) -> Iterator[str]:
     if not used:
         return
     yield from ["", ", ".join(f"{mark} {words}" for mark, words in _MEANINGS.items() if mark in used)]
-    index = {gpu["uuid"]: gpu["index"] for gpu in document["gpus"]}
+    names = {gpu["uuid"]: gpu_name(gpu) for gpu in document["gpus"] if gpu["index"] is not None}
     for event in found[-_EVENTS_SHOWN:]:
-        gpu = index.get(event["uuid"])
-        called = clean(event["uuid"]) if gpu is None else f"GPU {gpu}"
+        name = names.get(event["uuid"])
+        called = clean(event["uuid"]) if name is None else f"GPU {name}"
         mark, when = _MARKS[event["kind"]], clock(event["at_s"], "%d %b %H:%M")
         yield from wrapped(event["text"], f"  {mark} {when}  {called}  ")
     if len(found) > _EVENTS_SHOWN or document["more_events"]:

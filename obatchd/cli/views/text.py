@@ -11,7 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import combining, east_asian_width
 
 import click
@@ -59,6 +59,12 @@ class Painted(NamedTuple):
 def styled(state: str) -> str:
     """A state in its colour; ``click.echo`` takes the colour away where the output is no terminal."""
     return click.style(state, fg=_COLOUR_OF.get(state.split(" ")[0]))
+
+
+def gpu_name(gpu: Mapping[str, Any]) -> str:
+    """A GPU as commands take it: its index, behind the name of the joined host that has it."""
+    host = gpu.get("host")
+    return f"{host}/{gpu['index']}" if host else str(gpu["index"])
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

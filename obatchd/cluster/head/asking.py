@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from obatchd.cluster.head.hosts import JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.messages import ToHead
 from obatchd.cluster.session import Session
 from obatchd.errors import ServerError

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import attrs
 
-from obatchd.cluster.head.server import HostedServer
-from obatchd.cluster.messages import Hello, HostNews, ToHead
+from obatchd import log
+from obatchd.cluster import messages
+from obatchd.cluster.head.attendance import Attendance
+from obatchd.cluster.head.joined import Attached, JoinedHost
+from obatchd.cluster.head.reporting import HostAlarms
+from obatchd.cluster.messages import Hello, Refused, Terms
 from obatchd.cluster.session import Session, Socket
+from obatchd.cluster.terms import terms
+from obatchd.errors import NotFoundError
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
-HostState = Literal["here", "away", "draining", "leaving"]
+_log = log.get(__name__)
+_MOST_PATIENCE_S = 3600.0
+_FIRST_BAR_S = 1.0  # for a host that said what cannot be; each time twice as long
+_LONGEST_BAR_S = 300.0
+_GOOD_S = 600.0  # a session that lasted so long is forgiven its end
 
 
 class KnownHosts(Protocol):
@@ -22,51 +36,161 @@ class KnownHosts(Protocol):
         """Of all that joined and were not forgotten."""
         ...
 
-    def is_drained(self, name: str) -> bool:
-        """Whether an administrator said that a host gets no work."""
+    def drained(self, name: str) -> str:
+        """Why an administrator gives a host no work; empty: it gets some."""
         ...
+
+    def set_drained(self, name: str, reason: str) -> None:
+        """Keep that; empty: it gets work again."""
+
+
+class _Bar:
+    """For how long a host that said what cannot be gets no session."""
+
+    def __init__(self) -> None:
+        self._times = 0
+        self._until_s = 0.0  # monotonic
+
+    def lied(self, lasted_s: float) -> None:
+        self._times = 1 if lasted_s >= _GOOD_S else self._times + 1
+        self._until_s = time.monotonic() + min(_FIRST_BAR_S * 2 ** min(self._times - 1, 20), _LONGEST_BAR_S)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._until_s - time.monotonic())
+
+
+class HeadDesk:
+    """What one host may ask. Implements :class:`obatchd.cluster.desks.HeadDesk`."""
+
+    def __init__(self, host: str, attached: Attached) -> None:
+        self._host = host
+        self._attached = attached
+
+    async def vacate(self, server: str, patience_s: float, reason: str) -> None:
+        dispatcher = self._attached.dispatcher
+        link = dispatcher.links.get(f"{self._host}.{server}")
+        if link is None:
+            raise NotFoundError(f"the head knows no server {server[:80]} of host {self._host}")
+        patience_s = min(patience_s, _MOST_PATIENCE_S) if math.isfinite(patience_s) else 0.0
+        await dispatcher.vacate(link, max(0.0, patience_s), reason[:1000])
 
 
 @attrs.define(eq=False)
-class JoinedHost:
-    """One host, here or away."""
-
-    name: str
-    session: Session[ToHead] | None = attrs.field(default=None, init=False)
-    hello: Hello | None = attrs.field(default=None, init=False)  # of its latest session
-    news: HostNews | None = attrs.field(default=None, init=False)  # the latest
-    reason: str = attrs.field(default="it has not come since obatchd started", init=False)  # of its state
-    since_s: float = attrs.field(factory=time.time, init=False)  # epoch; of its coming or going
-    skew_s: float = attrs.field(default=0.0, init=False)  # how far its clock is ahead of ours
-    drained: bool = attrs.field(default=False, init=False)
-    servers: dict[str, HostedServer] = attrs.field(factory=dict, init=False)  # by full id
-
-    @property
-    def state(self) -> HostState:
-        if self.session is None:
-            return "away"
-        if self.news is not None and self.news.leaving:
-            return "leaving"
-        return "draining" if self.drained else "here"
-
-
 class Hosts:
-    """All hosts that joined."""
+    """All hosts that joined. Implements :class:`obatchd.cluster.head.attendance.Reception`."""
 
-    def __init__(self, known: KnownHosts) -> None:
-        self._known = known
-        self._hosts = {name: JoinedHost(name) for name in known.names()}
+    _known: KnownHosts
+    _settings: Current[Settings]
+    _attached: Attached
+    _alarms: HostAlarms
+    _hosts: dict[str, JoinedHost] = attrs.field(factory=dict, init=False)
+    _present: dict[str, Attendance] = attrs.field(factory=dict, init=False)  # by host
+    _all: set[Attendance] = attrs.field(factory=set, init=False)  # also of those that have not said hello
+    _bars: dict[str, _Bar] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for name in self._known.names():
+            self._host(name)
+
+    def _host(self, name: str) -> JoinedHost:
+        if (host := self._hosts.get(name)) is None:
+            host = self._hosts[name] = JoinedHost(name, self._attached)
+            host.drained = self._known.drained(name)
+        return host
 
     @property
     def hosts(self) -> Mapping[str, JoinedHost]:
         """Every known host, by name."""
         return self._hosts
 
+    # Sessions.
+
     async def attend(self, socket: Socket, name: str, until_s: float | None = None) -> None:
-        """Run one session with host ``name``, whose credential was checked, from Challenge to its end."""
-        raise NotImplementedError
+        """Run one session with host ``name``, whose credential was checked, from Challenge to its end.
+
+        It ends at ``until_s`` (epoch), where that credential ends with an allocation.
+        """
+        attendance = Attendance(self._host(name), self, self._alarms)
+        desks = {"head": HeadDesk(name, self._attached)}
+        session = attendance.session = Session(socket, f"host {name}", messages.to_head, attendance, desks)
+        self._all.add(attendance)
+        timers = attendance.begin(until_s)
+        running = asyncio.create_task(session.run(), name=f"session-{name}")
+        try:
+            attendance.over(await session.over())
+        finally:
+            for timer in timers:
+                timer.cancel()
+            self._all.discard(attendance)
+            attendance.over("obatchd ends it")
+            if self._present.get(name) is attendance:
+                del self._present[name]
+            if attendance.code:
+                self._bars.setdefault(name, _Bar()).lied(time.monotonic() - session.began_s)
+            await asyncio.wait([running])
+
+    def may_come(self, host: JoinedHost) -> Refused | None:
+        bar = self._bars.get(host.name)
+        if bar is None or not bar.left_s:
+            return None
+        words = f"host {host.name} said what cannot be ({host.reason}); it may come again in {math.ceil(bar.left_s)} s"
+        return Refused("untrue", words)
+
+    def came(self, attendance: Attendance, hello: Hello) -> Terms:
+        host = attendance.host
+        if (earlier := self._present.get(host.name)) is not None:
+            _log.warning("host_replaced", host=host.name, reason="another session of it has begun")
+            earlier.over("another session of this host has begun")
+        self._present[host.name] = attendance
+        host.begin(attendance.session, hello)
+        return terms(self._settings.value)
 
     def cut_off(self, name: str, reason: str) -> None:
         """End the session with a host, if there is one."""
-        if (host := self._hosts.get(name)) is not None and host.session is not None:
-            host.session.end(reason)
+        if (attendance := self._present.get(name)) is not None:
+            attendance.over(reason)
+
+    async def stop(self) -> None:
+        """End all sessions: the head ends. The hosts keep their models, and dial for the next one."""
+        for attendance in list(self._all):
+            attendance.over("the head has ended")
+        await self._attached.tasks.stop()
+
+    def settings_changed(self) -> None:
+        """Tell every host what the head decides now."""
+        told = terms(self._settings.value)
+        for attendance in self._present.values():
+            attendance.session.say(told)
+
+    # Commands of administrators.
+
+    def find(self, name: str) -> JoinedHost:
+        """Raises NotFoundError where no such host has joined."""
+        if (host := self._hosts.get(name)) is None:
+            known = ", ".join(self._hosts) or "none"
+            raise NotFoundError(f"no host {name} has joined; there are: {known} (obatchctl hosts)")
+        return host
+
+    async def drain(self, name: str, reason: str) -> None:
+        """Give a host no new work, and wait for what it has in hand: ``drain_s``, then others answer the rest."""
+        host = self.find(name)
+        host.drained = reason
+        self._known.set_drained(name, reason)
+        host.keep()
+        await host.empty(self._settings.value.servers.drain_s)
+
+    def undrain(self, name: str) -> None:
+        """Give a host work again."""
+        host = self.find(name)
+        host.drained = ""
+        self._known.set_drained(name, "")
+        host.keep()
+
+    def forget(self, name: str, reason: str) -> None:
+        """A host's credential is revoked: it goes, with its servers."""
+        host = self.find(name)
+        self.cut_off(name, reason)
+        host.forgotten()
+        self._bars.pop(name, None)
+        del self._hosts[name]

@@ -11,7 +11,7 @@ import attrs
 import msgspec
 
 from obatchd.cluster.head.asking import ANSWER_S, ask, follow
-from obatchd.cluster.head.hosts import Hosts, JoinedHost
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.model_names import folded
@@ -25,21 +25,21 @@ T = TypeVar("T")
 class HostStores(Mapping[str, "HostStore"]):
     """The stores of all known hosts, by name."""
 
-    _hosts: Hosts
+    _hosts: Mapping[str, JoinedHost]  # live
     _stores: dict[str, HostStore] = attrs.field(factory=dict, init=False)
 
     def __getitem__(self, name: str) -> HostStore:
-        host = self._hosts.hosts[name]
+        host = self._hosts[name]
         store = self._stores.get(name)
         if store is None or store.host is not host:  # one that was forgotten may come anew
             store = self._stores[name] = HostStore(host)
         return store
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._hosts.hosts)
+        return iter(self._hosts)
 
     def __len__(self) -> int:
-        return len(self._hosts.hosts)
+        return len(self._hosts)
 
 
 @attrs.define(eq=False)

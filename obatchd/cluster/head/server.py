@@ -88,7 +88,8 @@ class HostedServer:
     def keep(self, reason: str) -> None:
         """Give it nothing new while there is a reason; empty: it works as its host says."""
         self._kept = reason
-        self._tell()
+        if self._session is not None:
+            self._tell()
 
     def _mirror(self) -> None:
         news, here = self._news, self._session is not None

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from attrs import define, field
 from msgspec import UNSET
 
+from obatchd import log
+from obatchd.cluster.head import gpus as elsewhere
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.control.operations import SpanAsked
 from obatchd.documents.history import GpuHistory, HostWork, ServerWorked, WorkHistory
 from obatchd.engine.engine import Engine
-from obatchd.gpucare.past import Past
+from obatchd.errors import ObatchError
+from obatchd.gpucare.past import MOST_EVENTS, Past
 from obatchd.gpus.history import History, Work
+from obatchd.operations.gpus import GpuService
 from obatchd.tasks import TaskOwner, TaskSet
 
+_log = log.get(__name__)
 _LOOK_S = 10.0
 
 
@@ -23,9 +30,35 @@ class Histories:
     """Implements :class:`obatchd.control.operations.HistoryOperations`, which says what each method does."""
 
     _past: Past
+    _gpus: GpuService
+    _hosts: Mapping[str, JoinedHost] = field(factory=dict)
 
     async def gpus(self, asked: SpanAsked, name: str | None) -> GpuHistory:
-        return await self._past.gpus(*asked, name)
+        hosted, name = self._gpus.place(name) if name else (None, None)
+        if hosted is not None:
+            return await elsewhere.history(hosted.host, *asked, hosted.uuid)
+        found = await self._past.gpus(*asked, name)
+        if name is None:
+            await self._add_hosts(found, asked)
+        return found
+
+    async def _add_hosts(self, found: GpuHistory, asked: SpanAsked) -> None:
+        here = [host for host in self._hosts.values() if host.session is not None]
+        for told in await asyncio.gather(*(self._of_host(host, asked) for host in here)):
+            if told is not None:
+                found.gpus += elsewhere.on_the_grid(told, found.at_s)
+                found.events += told.events
+                found.more_events |= told.more_events
+        found.events.sort(key=lambda event: event.at_s)
+        found.more_events |= len(found.events) > MOST_EVENTS
+        found.events = found.events[-MOST_EVENTS:]
+
+    async def _of_host(self, host: JoinedHost, asked: SpanAsked) -> GpuHistory | None:
+        try:
+            return await elsewhere.history(host, *asked, None)
+        except ObatchError as error:
+            _log.warning("host_not_asked", host=host.name, reason=error.message)
+            return None
 
     async def work(self, asked: SpanAsked) -> WorkHistory:
         history = self._past.history

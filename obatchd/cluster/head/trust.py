@@ -1,0 +1,261 @@
+"""What a host says is a stranger's word until it was looked at: here, before anything of it reaches dispatch.
+
+Whatever a host may get wrong by a defect or on purpose ends its session; what it offers as news, answers or figures
+can be no harm to the work of others then. What its answers say cannot be judged.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from urllib.parse import urlsplit
+
+import attrs
+import msgspec
+
+from obatchd.cluster.messages import HostNews, ServerNews
+from obatchd.dispatch import protocol
+from obatchd.dispatch.protocol import INTERACTIVE, ResultItem
+from obatchd.errors import ClusterError
+from obatchd.jobs.model import Outcome, Profile, place_of
+from obatchd.ollama import faults
+from obatchd.servers.states import ServerState
+from obatchd.words import counted
+
+MOST_SERVERS = 256  # of one host
+_MOST_SLOTS = 4096
+_MOST_TEXT = 4000  # characters of a reason
+_MOST_GPUS = 64
+_MOST_ENTRIES = 64  # of a table in news
+_MOST_COUNT = 2**53
+_MOST_S = 1e8  # three years
+_MOST_TOKENS = 10**9
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+_SLUG = re.compile(r"[a-z0-9_]{0,60}")
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")  # of one width: the text sorts by time
+_KINDS = frozenset(
+    {faults.REQUEST, faults.SERVER, faults.CRASH, faults.LOAD, faults.ANSWER, faults.NOBODY, faults.FOREIGN}
+)
+_STATES = frozenset(state.value for state in ServerState)
+Key = tuple[int, int]
+
+
+def lie(words: str) -> ClusterError:
+    """The error that ends a session with a host that says ``words``."""
+    return ClusterError(words, code="untrue")
+
+
+def _demand(true: bool, words: str) -> None:
+    if not true:
+        raise lie(words)
+
+
+def _seconds(value: float | None, name: str) -> None:
+    true = value is None or (math.isfinite(value) and 0 <= value <= _MOST_S)
+    _demand(true, f"{name} is {value}")
+
+
+def _counts(values: Iterable[tuple[str, int | None]], most: int = _MOST_COUNT) -> None:
+    for name, value in values:
+        _demand(value is None or 0 <= value <= most, f"{name} is {value}")
+
+
+def _texts(values: Iterable[tuple[str, str]], most: int = _MOST_TEXT) -> None:
+    for name, value in values:
+        _demand(len(value) <= most, f"{name} is too long ({len(value)})")
+
+
+# News.
+
+
+def check_server(news: ServerNews) -> None:
+    """Raises ClusterError (``untrue``) where news of a server cannot be."""
+    where = f"server {news.id[:80]!r}: "
+    _demand(bool(_ID.fullmatch(news.id)), f"{where}that is no name of a server")
+    _demand(news.state in _STATES, f"{where}its state is {news.state[:40]!r}")
+    _demand(1 <= news.slots <= _MOST_SLOTS, f"{where}the number of its slots is {news.slots}")
+    _seconds(news.load_s, f"{where}load_s")
+    _seconds(news.unloads_in_s, f"{where}unloads_in_s")
+    counted = ("restarts", "pid", "loads", "model_vram_bytes")
+    _counts((where + name, getattr(news, name)) for name in counted)
+    _texts((where + name, getattr(news, name)) for name in ("reason", "down", "gpu_label"))
+    _texts([(f"{where}version", news.version), (f"{where}base_url", news.base_url)], 200)
+    _demand(urlsplit(news.base_url).scheme in ("http", "https"), f"{where}its address is {news.base_url[:80]!r}")
+    for profile in (news.loaded, news.loading):
+        _check_profile(profile, where)
+    _demand(len(news.gpus) <= _MOST_GPUS, f"{where}it has too many GPUs ({len(news.gpus)})")
+    for gpu in news.gpus:
+        _texts([(f"{where}a GPU", gpu.uuid), (f"{where}a GPU", gpu.name), (f"{where}a GPU", gpu.driver)], 200)
+        _counts([(f"{where}a GPU's index", gpu.index), (f"{where}a GPU's memory", gpu.memory_bytes)])
+    _check_tables(news, where)
+
+
+def _check_profile(profile: Profile | None, where: str) -> None:
+    if profile is not None:
+        _demand(1 <= profile.context_length <= 2**40, f"{where}a context of {profile.context_length} tokens")
+        _texts([(f"{where}the name of a model", profile.model)], 500)
+
+
+def _check_tables(news: ServerNews, where: str) -> None:
+    _demand(len(news.holds) <= _MOST_ENTRIES, f"{where}it has too many holds ({len(news.holds)})")
+    _texts((f"{where}a hold", text) for entry in news.holds.items() for text in entry)
+    _demand(len(news.load_options) <= _MOST_ENTRIES, f"{where}it has too many options ({len(news.load_options)})")
+    for name, value in news.load_options.items():
+        plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+        _demand(plain and len(name) <= 100 and len(str(value)) <= 500, f"{where}an option that is none")
+
+
+def check_host(news: HostNews) -> None:
+    """Raises ClusterError (``untrue``) where news of a host cannot be."""
+    _texts([("the reason of its leaving", news.leaving), *(("a notice", notice) for notice in news.notices)])
+    for name, held in (("notices", news.notices), ("downloads", news.pulls), ("readings", news.readings)):
+        _demand(len(held) <= MOST_SERVERS * 4, f"it has too many {name} ({len(held)})")
+    _demand(len(news.gpus.gpus) <= MOST_SERVERS, f"it has too many GPUs ({len(news.gpus.gpus)})")
+
+
+# What workers say.
+
+
+class _Record(msgspec.Struct):
+    """The parts of a result that others rely on, as :mod:`obatchd.spool.outbox` reads them. All of it is JSON."""
+
+    id: str
+    line: int
+    outcome: str
+    repeat: int | msgspec.UnsetType = msgspec.UNSET
+    server: str = ""
+    servers: list[str] = []
+    attempts: int = 0
+    code: str = ""
+    message: str = ""
+    model: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    duration_s: float = 0.0
+    beside_s: float = 0.0
+    prompt_tokens: int = 0
+    prompt_tokens_reused_estimate: int = 0
+    response_tokens: int = 0
+    truncated: bool = False
+    copied_from: str = ""
+    ungrounded: list[msgspec.Raw] = []
+
+
+_record = msgspec.json.Decoder(_Record)
+
+
+def _is_instant(text: str) -> bool:
+    try:
+        return bool(_INSTANT.fullmatch(text) and datetime.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+class _Given(msgspec.Struct):
+    """A request that was offered to a worker and not answered."""
+
+    attempt: int  # the latest
+    times: int = 1  # that it was offered
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """What one worker may speak of: the requests that were offered to it, and that it has neither answered nor given
+    back."""
+
+    _server: str  # its id, as the head has it
+    _given: dict[Key, _Given] = attrs.field(factory=dict, init=False)
+    _got: int = attrs.field(default=0, init=False)
+
+    def offered(self, offer: protocol.Offer) -> None:
+        """These are on their way to it."""
+        self._got += len(offer.items)
+        for item in offer.items:
+            key = (item.job, item.line)
+            if (given := self._given.get(key)) is None:
+                self._given[key] = _Given(item.attempt)
+            else:  # taken back, and offered again before the worker has said so
+                given.attempt, given.times = max(given.attempt, item.attempt), given.times + 1
+
+    def check(self, message: protocol.ToMain) -> None:
+        """Raises ClusterError (``untrue``) where the worker cannot say that."""
+        match message:
+            case protocol.Results():
+                for item in message.items:
+                    self._check_result(item)
+            case protocol.Started():
+                self._all_known(message.keys, "says it began")
+            case protocol.Returned():
+                for key in message.keys:
+                    self._left(key, "gives back")
+            case protocol.Tokens():
+                self._all_known(((item.job, item.line) for item in message.items), "says tokens of")
+                _demand(all(item.job == INTERACTIVE for item in message.items), "it streams what nobody waits for")
+            case protocol.Progress():
+                self._check_progress(message)
+            case protocol.Hello():
+                _counts([("the process id of a worker", message.pid)])
+
+    def _all_known(self, keys: Iterable[Key], does: str) -> None:
+        for key in keys:
+            _demand(key in self._given, self._strange(key, does))
+
+    def _left(self, key: Key, does: str) -> _Given:
+        given = self._given.get(key)
+        if given is None:
+            raise lie(self._strange(key, does))
+        given.times -= 1
+        if not given.times:
+            del self._given[key]
+        return given
+
+    def _strange(self, key: Key, does: str) -> str:
+        return f"{self._server} {does} request {key[1]} of job {key[0]}, which was not offered to it"
+
+    def _check_progress(self, told: protocol.Progress) -> None:
+        _seconds(told.silent_s, f"{self._server}: silent_s")
+        named = ((name, getattr(told, name)) for name in ("tokens", "active", "got", "offered", "got_then"))
+        _counts((f"{self._server}: {name}", value) for name, value in named)
+        true = 0 <= told.held <= self._got and told.got <= self._got and told.offered <= self._got
+        _demand(true, f"{self._server} says that it got {counted(told.got, 'request')} and holds {told.held}")
+
+    def _check_result(self, item: ResultItem) -> None:
+        key = (item.job, item.line)
+        given = self._left(key, "answers")
+        where = f"{self._server}, request {item.line} of job {item.job}: "
+        _demand(1 <= item.attempt <= given.attempt, f"{where}attempt {item.attempt}")
+        for name in ("duration_s", "eval_s", "wait_s", "beside_s"):
+            _seconds(getattr(item, name), where + name)
+        for name in ("prompt_tokens", "response_tokens", "active"):
+            _counts([(where + name, getattr(item, name))], _MOST_TOKENS)
+        _demand(item.succeeded == (not item.fault), f"{where}both an answer and a fault")
+        _demand(not item.fault or item.fault in _KINDS, f"{where}a fault of the kind {item.fault[:40]!r}")
+        _demand(bool(_SLUG.fullmatch(item.code)), f"{where}a code that is none")
+        for words in self._faults_of_record(item):
+            raise lie(where + words)
+
+    def _faults_of_record(self, item: ResultItem) -> Iterator[str]:
+        try:
+            if b"\n" in item.record:
+                yield "its record has several lines"
+            str(item.record, "utf-8")
+            record = _record.decode(item.record)
+        except faults.UNREADABLE as error:
+            yield f"its record is none: {error}"
+            return
+        place = place_of(item.line)
+        if record.line != place["line"] or record.repeat != place.get("repeat", msgspec.UNSET):
+            yield f"its record is of line {record.line}"
+        if record.outcome != (Outcome.SUCCEEDED if item.succeeded else Outcome.FAILED):
+            yield f"its record says {record.outcome[:40]!r}"
+        if record.server not in ("", self._server) or record.copied_from:
+            yield "its record is of another server"
+        if not all(_is_instant(at) for at in (record.started_at, record.finished_at) if at):
+            yield "its record has no time"
+        if not _SLUG.fullmatch(record.code):
+            yield "its record has a code that is none"
+        numbers = (record.duration_s, record.beside_s, record.prompt_tokens, record.response_tokens)
+        if not all(0 <= number <= _MOST_TOKENS for number in (*numbers, record.prompt_tokens_reused_estimate)):
+            yield "its record has numbers that cannot be"

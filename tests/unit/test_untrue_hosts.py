@@ -1,0 +1,239 @@
+"""Hosts that say what cannot be: their sessions end, they are told of, and nothing of it is recorded or lost.
+
+Of :mod:`obatchd.cluster.head.trust`, and of those that ask it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from dispatch_support import SMALL
+from hosts_support import HeadRig, StandInHost, heads, host_news, server_news, until
+
+from obatchd.cluster import messages
+from obatchd.cluster.head import attendance
+from obatchd.dispatch import protocol
+from obatchd.gpus.model import Gpu
+from obatchd.jobs.model import Profile
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.fixture
+async def head() -> AsyncIterator[HeadRig]:
+    async with heads() as made:
+        yield made
+
+
+def record(**changes: Any) -> bytes:
+    good = {"id": "1", "line": 1, "outcome": "succeeded", "server": "node07.gpu0"}
+    return msgspec.json.encode(good | changes)
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "a request that was not offered": {"line": 77},
+    "a job that was not offered": {"job": 9},
+    "an attempt to come": {"attempt": 2},
+    "no attempt": {"attempt": 0},
+    "a negative time": {"duration_s": -0.1},
+    "no number": {"duration_s": NAN},
+    "an infinite time": {"eval_s": INFINITE},
+    "an infinite wait": {"wait_s": INFINITE},
+    "a negative time beside": {"beside_s": -1.0},
+    "negative tokens": {"response_tokens": -1},
+    "tokens without end": {"prompt_tokens": 2**60},
+    "negative slots": {"active": -1},
+    "an answer and a fault": {"fault": "server"},
+    "neither": {"succeeded": False},
+    "a fault of no kind": {"succeeded": False, "fault": "of the moon"},
+    "a code that is a text": {"succeeded": False, "fault": "server", "code": "Drop table;"},
+    "no record": {"record": b""},
+    "no JSON": {"record": b"{"},
+    "no object": {"record": b"[]"},
+    "two lines": {"record": record() + b"\n" + record()},
+    "no text": {"record": b'{"id":"1","line":1,"outcome":"succeeded","response":"\xff"}'},
+    "arrays without end": {"record": b'{"id":"1","line":1,"outcome":"succeeded","x":' + b"[" * 100_000},
+    "the record of another request": {"record": record(line=2)},
+    "the record of another time": {"record": record(repeat=1)},
+    "the record of a failure": {"record": record(outcome="failed")},
+    "the record of another server": {"record": record(server="gpu0")},
+    "the record of an earlier job": {"record": record(copied_from="20261128-1")},
+    "a record with no time": {"record": record(started_at="yesterday")},
+    "a record with a day that is none": {"record": record(started_at="2026-02-31T10:00:00.000Z")},
+    "a record with a negative time": {"record": record(duration_s=-1)},
+    "a record with half a token": {"record": record(response_tokens=0.5)},
+}
+
+
+@pytest.mark.parametrize("changes", ANSWERS.values(), ids=ANSWERS)
+async def test_an_answer_that_cannot_be_ends_the_session(head: HeadRig, changes: dict[str, Any]) -> None:
+    host = StandInHost()
+    await head.rig.add(1, 1)
+    async with host.joined(head.hosts):
+        await until(lambda: host.held.get("gpu0"))
+        told = protocol.ResultItem(1, 1, 1, True, record(), 0.1, 1, 1)
+        host.worker_says("gpu0", protocol.Results([msgspec.structs.replace(told, **changes)]))
+        await until(lambda: head.hosts.hosts["node07"].state == "away")
+    assert (head.rig.finished, head.rig.failed) == ([], [])
+    assert head.hosts.hosts["node07"].code == "untrue"
+    good = StandInHost("node08")  # where the request is answered, by its first attempt
+    async with good.joined(head.hosts):
+        await until(lambda: good.held.get("gpu0"))
+        assert good.held["gpu0"][1, 1].attempt == 1
+        good.answer_all()
+        await until(lambda: head.rig.lines() == [(1, True)])
+
+
+async def test_an_answer_counts_once(head: HeadRig) -> None:
+    host = StandInHost()
+    await head.rig.add(1, 1)
+    async with host.joined(head.hosts):
+        await until(lambda: host.held.get("gpu0"))
+        told = protocol.Results([protocol.ResultItem(1, 1, 1, True, record(), 0.1, 1, 1)])
+        host.worker_says("gpu0", told)
+        host.worker_says("gpu0", told)
+        await until(lambda: head.hosts.hosts["node07"].state == "away")
+    assert head.rig.lines() == [(1, True)]
+    assert "which was not offered to it" in head.hosts.hosts["node07"].reason
+
+
+WORDS: dict[str, Any] = {
+    "began what it has not": protocol.Started([(1, 7)]),
+    "gives back what it has not": protocol.Returned([(1, 7)]),
+    "tokens of what it has not": protocol.Tokens([protocol.TokenItem(0, 7, 1, "x")]),
+    "tokens for nobody": protocol.Tokens([protocol.TokenItem(1, 1, 1, "x")]),
+    "negative tokens": protocol.Progress(-1, 1, 0.0, 1, 1),
+    "silent for no time": protocol.Progress(1, 1, NAN, 1, 1),
+    "got more than there was": protocol.Progress(1, 1, 0.0, 1, 2),
+    "does not count": protocol.Progress(1, 1, 0.0, -1, 1),
+    "a message to a worker": protocol.Recall(1),
+    "no message": [1, 2, 3],
+}
+
+
+@pytest.mark.parametrize("message", WORDS.values(), ids=WORDS)
+async def test_a_worker_that_says_what_cannot_be_ends_the_session(head: HeadRig, message: Any) -> None:
+    host = StandInHost()
+    await head.rig.add(1, 1)
+    async with host.joined(head.hosts):
+        await until(lambda: host.held.get("gpu0"))
+        host.worker_says("gpu0", message)
+        await until(lambda: head.hosts.hosts["node07"].state == "away")
+    assert head.hosts.hosts["node07"].code == "untrue"
+    assert not head.rig.finished
+
+
+NEWS: dict[str, dict[str, Any]] = {
+    "no slots": {"slots": 0},
+    "slots without end": {"slots": 10**9},
+    "a state that is none": {"state": "splendid"},
+    "a negative time": {"load_s": -1.0},
+    "no number": {"load_s": NAN},
+    "no number of seconds": {"unloads_in_s": NAN},
+    "negative restarts": {"restarts": -1},
+    "a name that is none": {"id": "../gpu0"},
+    "no name": {"id": ""},
+    "a reason without end": {"reason": "x" * 10_000},
+    "an address that is none": {"base_url": "file:///etc/passwd"},
+    "a context of nothing": {"loaded": Profile("small", 0)},
+    "GPUs without end": {"gpus": [Gpu("GPU-1", "H100", 0, "", None, "")] * 1000},
+    "a GPU with less than no memory": {"gpus": [Gpu("GPU-1", "H100", 0, "", -1, "")]},
+    "an option that is a table": {"load_options": {"num_thread": {}}},
+    "holds without end": {"holds": {str(number): "x" for number in range(1000)}},
+}
+
+
+@pytest.mark.parametrize("changes", NEWS.values(), ids=NEWS)
+async def test_news_that_cannot_be_end_the_session(head: HeadRig, changes: dict[str, Any]) -> None:
+    async with StandInHost().joined(head.hosts) as host:
+        await until(lambda: head.guests)
+        host.say(server_news(**changes))
+        await until(lambda: head.hosts.hosts["node07"].state == "away")
+        assert head.hosts.hosts["node07"].code == "untrue"
+        assert head.server().loaded is None
+
+
+OUT_OF_TURN: dict[str, Callable[[StandInHost], object]] = {
+    "a worker at a server that is none": lambda host: host.say(messages.WorkerStarted("gpu9", 50, 1)),
+    "a second worker": lambda host: host.say(messages.WorkerStarted("gpu0", 50, 1)),
+    "a channel that was there": lambda host: host.say(messages.WorkerStarted("gpu0", 1, 1)),
+    "the end of no worker": lambda host: host.say(messages.WorkerEnded(50, "died", 1.0)),
+    "a channel that is none": lambda host: host.session.send(50, b"x"),
+    "a second hello": lambda host: host.say(messages.Hello(b"", "node07", "0.2.0", "", "", 0.0)),
+    "an alarm that is none": lambda host: host.say(messages.AlarmNews("DiskLow", {"reason": 7})),
+    "news without end": lambda host: host.say(host_news(leaving="x" * 10_000)),
+}
+
+
+@pytest.mark.parametrize("say", OUT_OF_TURN.values(), ids=OUT_OF_TURN)
+async def test_what_is_out_of_turn_ends_the_session(head: HeadRig, say: Callable[[StandInHost], object]) -> None:
+    async with StandInHost().joined(head.hosts) as host:
+        await until(lambda: "gpu0" in host.channels)
+        say(host)
+        await until(lambda: host.session.is_over)
+    assert head.hosts.hosts["node07"].code in ("untrue", "bad_frame")
+
+
+async def test_a_host_has_only_so_many_servers(head: HeadRig) -> None:
+    async with StandInHost().joined(head.hosts) as host:
+        await until(lambda: head.guests)
+        for number in range(300):
+            host.say(server_news(f"more{number}"))
+        await until(lambda: host.session.is_over)
+    assert len(head.guests) == 256
+
+
+async def test_a_server_that_has_the_name_of_another_is_not_taken() -> None:
+    async with heads() as head:
+        async with StandInHost("node07", servers={"a.gpu0": server_news("a.gpu0")}).joined(head.hosts):
+            await until(lambda: head.guests)
+            other = StandInHost("node07.a")  # its servers would be called the same
+            async with other.joined(head.hosts):
+                await until(lambda: other.session.is_over)
+            assert head.server("node07.a.gpu0").ready
+        assert "under another name" in head.hosts.hosts["node07.a"].reason
+
+
+async def test_a_worker_speaks_only_in_a_session(head: HeadRig) -> None:
+    host = StandInHost(silent=True)
+    async with host.joined(head.hosts):
+        host.session.send(1, b"x")
+        await until(lambda: host.session.is_over)
+
+
+async def test_a_host_says_hello_first(head: HeadRig) -> None:
+    host = StandInHost(silent=True)
+    async with host.joined(head.hosts):
+        host.say(server_news())
+        await until(lambda: host.session.is_over)
+    assert not head.guests
+
+
+async def test_a_host_that_floods_is_cut_off(head: HeadRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attendance, "_MOST_MESSAGES_PER_S", 10)
+    async with StandInHost().joined(head.hosts) as host:
+        await until(lambda: head.guests)
+        for _ in range(100):
+            host.say(server_news())
+        await until(lambda: host.session.is_over)
+    assert "it said 50 things within" in head.hosts.hosts["node07"].reason
+
+
+async def test_a_host_that_said_what_cannot_be_has_to_wait(head: HeadRig) -> None:
+    host = StandInHost()
+    async with host.joined(head.hosts):
+        await until(lambda: head.guests)
+        host.say(server_news(slots=0))
+        await until(lambda: host.session.is_over)
+    async with host.joined(head.hosts):
+        await until(lambda: host.refused)
+        assert host.refused is not None
+        assert (host.refused.code, host.refused.final) == ("untrue", False)
+        assert "node07.gpu0" not in host.refused.message
+        assert "it may come again in 1 s" in host.refused.message
+    async with StandInHost("node08").joined(head.hosts):  # which has nothing to do with that
+        await until(lambda: "node08.gpu0" in head.guests)
+    assert head.server("node07.gpu0").loaded != SMALL
