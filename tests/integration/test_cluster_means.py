@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster_support import Head, HostProcess
-from daemon_support import Document, prompts, wait_for
+from daemon_support import Document, prompts
 from disk_support import STRACE, refusing
 from line_support import Line
 
@@ -74,5 +74,5 @@ def test_a_clock_that_is_a_day_ahead_does_no_harm(
     head.drop("ahead.jsonl", asked)
     summary = head.done("ahead.jsonl", 60).check(asked)
     assert summary["wall_s"] < 60
-    wait_for(lambda: "clock" in head.control("hosts").stdout, 10, "it is told")
+    assert head.events("host_clock")
     shutil.rmtree(ahead)
