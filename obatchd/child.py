@@ -4,7 +4,8 @@ Workers, the response writer, the preparer and the probe are such children. mult
 which has their imports loaded, so that another one is there within some 10 ms. ``ProcessPoolExecutor`` breaks as a
 whole when one process dies. Frames pass over a socket: four bytes of length, then msgpack.
 
-A child ignores SIGINT and SIGTERM: Ctrl-C in a terminal reaches the whole process group before the daemon has drained.
+A child ignores SIGINT, SIGTERM and SIGUSR1: Ctrl-C in a terminal reaches the whole process group before the daemon has
+drained, and Slurm may signal every process of a step (its proctrack/linuxproc does).
 It ends when the daemon's end of its socket closes, so that nothing of ours outlives a killed daemon. It may hang in the
 kernel and never end, so nobody waits for its end but for a moment.
 """
@@ -40,6 +41,7 @@ _BUFFER_BYTES = 2**20  # read ahead of what is asked for
 _LOOKS = 10  # at a silent child, until it is given up
 FULL_BYTES = 8 * 2**20  # so much that is not sent yet is enough: whoever asks sends no more until it has left
 _EXIT_S = 0.5
+_NOT_FOR_CHILDREN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SHORT_LIFE_S = 5.0  # a child that lived no longer is followed by another one after a pause
 _PAUSE_S = 1.0
 _forkserver = multiprocessing.get_context("forkserver")
@@ -223,8 +225,8 @@ def fork(work: Work, close: Sequence[socket.socket] = ()) -> socket.socket:
 
 
 def _main(work: Work, connection: socket.socket) -> Never:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _NOT_FOR_CHILDREN:
+        signal.signal(number, signal.SIG_IGN)
     status = 1
     try:
         with contextlib.suppress(ConnectionError):  # the daemon is gone
@@ -420,7 +422,7 @@ def _start(name: str, work: Work) -> tuple[BaseProcess, socket.socket]:
     # A signal for the whole group must not end a forkserver that still imports. What is started has the same signals
     # blocked; multiprocessing unblocks them itself when it has started the resource tracker, so that goes first.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_CHILDREN)
     try:
         with theirs:
             process = _forkserver.Process(target=_main, args=(work, theirs), name=name, daemon=True)

@@ -22,7 +22,7 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "usage",
     "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "metrics", "web", "burnin", "alarms",
-    "backup", "restore", "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
+    "cluster", "backup", "restore", "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
@@ -33,6 +33,7 @@ _ELSEWHERE = {
     "doctor": "doctor.doctor",
     "key": "keys",
     "audit": "audit",
+    "cluster": "cluster",
     "web": "web",
 }
 

@@ -4,6 +4,8 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-}"  # srun takes it no longer 
 [ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
 umask 077
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}  # the same after a requeue
+until=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)  # the end of this allocation; "N/A" and the like: none
+until=$(date --date "$until" +%s 2>/dev/null)
 leaving='' limit_near='' failed=0 head='' keepers=()
 
 say() { printf '%s obatchd: %s\n' "$(date +%H:%M:%S)" "$*"; }
@@ -15,7 +17,9 @@ outlast() {
 }
 
 # The name of the host on Slurm's node $1: small letters, digits and hyphens, 40 at most.
-host_name() { tr '[:upper:]' '[:lower:]' <<<"$1" | tr -c '[:lower:][:digit:]\n' '-' | cut -c 1-40 | sed 's/^-*//; s/-*$//'; }
+host_name() {
+  tr '[:upper:]' '[:lower:]' <<<"$1" | tr -c '[:lower:][:digit:]\n' '-' | cut -c 1-40 | sed 's/^-*//; s/-*$//'
+}
 
 # Keeps obatchd host on node $1 until it ends by itself, or is told to.
 keep_host() {
@@ -25,7 +29,8 @@ keep_host() {
   trap 'leaving=yes' TERM  # Slurm tells its steps by itself; srun would kill its own at this signal
   while :; do
     srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist="$node" --cpu-bind=none --input=none \
-      "$obatchd" host --enrol "$enrolment" --name "$name" --dir "$directory/$job/$name" &
+      "$obatchd" host ${host_config:+--config "$host_config"} ${until:+--until "$until"} \
+      --enrol "$enrolment" --name "$name" --dir "$directory/$job/$name" &
     step=$!
     [ -z "$leaving" ] || kill -USR1 "$step"  # the trap came too early for this one
     outlast "$step"
@@ -57,11 +62,18 @@ own_address() {
 
 # The head of this job's hosts on its first node, which is where this script runs. Its GPUs are for the host there.
 start_head() {
+  local address tries=0
+  local enrol=("$obatchctl" --spool "$spool" hosts enrol --output "$enrolment" --valid "$valid")
+  address=$(own_address):$port
   mkdir -p "$spool"
-  OBATCHD_CLUSTER_LISTEN="$(own_address):$port" OBATCHD_CLUSTER_ENGINE=slurm OBATCHD_GPUS=none \
-    "$obatchd" ${config:+--config "$config"} --spool "$spool" &
+  OBATCHD_CLUSTER_LISTEN=$address OBATCHD_CLUSTER_ENGINE=slurm OBATCHD_GPUS=none \
+    "$obatchd" ${head_config:+--config "$head_config"} --spool "$spool" &
   head=$!
-  local enrol=("$obatchctl" --spool "$spool" cluster enrol --output "$enrolment" --replace --valid "$valid") tries=0
+  # After a requeue the first node may be another one; the enrolment is the head's own still, in its spool.
+  if [ -e "$enrolment" ]; then
+    sed -i "s|//[^/]*/|//$address/|" "$enrolment"
+    return
+  fi
   until "${enrol[@]}" >/dev/null 2>&1; do
     tries=$((tries + 1))
     kill -0 "$head" 2>/dev/null || { say "the head did not start; see above"; exit 1; }
@@ -80,7 +92,7 @@ trap 'limit_near=yes; say "the time limit is near: the hosts take no more work";
 trap 'say "told to end"; tell TERM' TERM
 [ -z "$spool" ] || start_head
 if ! [ -r "$enrolment" ]; then
-  say "$enrolment cannot be read here. It must be on storage that the nodes share, or be made anew: obatchctl cluster enrol"
+  say "$enrolment cannot be read here. It must be on storage that the nodes share; obatchctl hosts enrol makes another"
   exit 1
 fi
 for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do

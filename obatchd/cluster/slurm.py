@@ -45,6 +45,7 @@ class PilotJob(msgspec.Struct, frozen=True):
     obatchd: Path
     enrolment: Path
     directory: Path  # in it each host has one, by job and node
+    config: Path | None = None  # of each host; None: where it looks by itself
     gres: str = ""
     partition: str = ""
     limit_s: float | None = None  # None: the partition's
@@ -110,9 +111,10 @@ def _variables(job: PilotJob) -> dict[str, str]:
         "obatchd": str(job.obatchd),
         "enrolment": str(job.enrolment),
         "directory": str(job.directory),
+        "host_config": str(job.config or ""),
         "renew": "yes" if job.renew else "",
         "spool": str(head.spool) if head else "",
-        "config": str(head.config) if head and head.config else "",
+        "head_config": str(head.config or "") if head else "",
         "port": str(head.port) if head else "",
         "valid": head.valid if head else "",
         "obatchctl": str(head.obatchctl) if head else "",
@@ -138,9 +140,14 @@ def _check(job: PilotJob) -> None:
         _need_plain(name, value)
     for option in job.options:
         _check_option(option)
-    for path in (job.obatchd, job.enrolment, job.directory, *((job.head.spool,) if job.head else ())):
+    for path in _paths(job):
         if not path.is_absolute() or "\n" in str(path):
             raise _refused(f"{_inline(path)}: needs to be a whole path, without a line break")
+
+
+def _paths(job: PilotJob) -> list[Path]:
+    head = (job.head.spool, job.head.obatchctl, job.head.config) if job.head else ()
+    return [path for path in (job.obatchd, job.enrolment, job.directory, job.config, *head) if path is not None]
 
 
 def _check_option(option: str) -> None:

@@ -38,6 +38,7 @@ _STOPPED = "it is being stopped"
 _TIME_LIMIT = "its time limit is near"
 _LEASE = "its head was away for too long, and its machine is only lent"
 _BEFORE_LIMIT_S = 120.0  # the end of an allocation is no time to begin with draining
+_SHORT_PART = 4  # of a short allocation, so much of the time that is left is enough
 
 
 class HostDaemon:
@@ -179,7 +180,8 @@ class HostDaemon:
             self._end(_LEASE)
 
     async def _before_limit(self, until_s: float) -> None:
-        while (left_s := until_s - _BEFORE_LIMIT_S - time.time()) > 0:
+        notice_s = min(_BEFORE_LIMIT_S, (until_s - time.time()) / _SHORT_PART)
+        while (left_s := until_s - notice_s - time.time()) > 0:
             await asyncio.sleep(min(left_s, 60.0))  # the clock may be set meanwhile
         self._end(_TIME_LIMIT)
 

@@ -75,6 +75,9 @@ class ServerProcess:
         self.loading_since_s = self.returncode = None
         self.one_slot = False
         self._output, write_fd = os.pipe()
+        # Slurm may tell every process of a step that the time limit is near, and not all runners live through that;
+        # a new process has those signals blocked that are so here.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         try:
             self._popen = subprocess.Popen(
                 command, env=dict(environment), cwd=cwd, start_new_session=True,
@@ -84,6 +87,7 @@ class ServerProcess:
             self._close_output()
             raise ServerError(f"{command[0]} cannot be started: {error.strerror}.", code="start_failed") from error
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(write_fd)
         self.pid = self._popen.pid
         loop = asyncio.get_running_loop()

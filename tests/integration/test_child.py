@@ -90,7 +90,7 @@ async def test_a_child_ignores_the_signals_of_a_terminal_and_ends_with_its_paren
     async with kept(echo, Watched()) as parent:
         parent.children[0].send("there?")
         await wait_for(lambda: parent.said)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(parent.pid, number)
         parent.children[0].send("still there?")
         await wait_for(lambda: len(parent.said) == 2)
@@ -310,7 +310,7 @@ def test_children_import_nothing_from_the_current_directory(tmp_path: Path, deco
 
 def blocked(pid: int) -> bool:
     mask = int(Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0], 16)
-    return all(mask >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
+    return all(mask >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
 
 
 async def test_no_signal_for_the_whole_group_ends_the_forkserver() -> None:

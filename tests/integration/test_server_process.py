@@ -47,6 +47,17 @@ async def test_a_server_proves_its_gpu_and_its_loads_by_the_words_of_its_line(tm
     assert process.loading_since_s is None
 
 
+async def test_a_server_lives_through_slurms_word_before_the_time_limit(tmp_path: Path) -> None:
+    process = ServerProcess("gpu0", tmp_path / "log", Unheard())
+    await process.start(["sleep", "60"], os.environ, tmp_path)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGUSR1)
+    blocked = Path(f"/proc/{process.pid}/status").read_text().partition("SigBlk:")[2].split()[0]
+    await process.stop(5)
+    assert int(blocked, 16) >> (signal.SIGUSR1 - 1) & 1
+    assert process.returncode == -signal.SIGTERM
+
+
 async def test_the_end_of_a_server_closes_no_descriptor_of_anybody_else(tmp_path: Path) -> None:
     """A number that is closed twice may be another thread's file by the second time."""
     over, closed = threading.Event(), []

@@ -118,6 +118,8 @@ case $1 in
   *) echo "scontrol $*" >>"$CALLS" ;;
 esac
 """
+SLEEP = "#!/bin/bash\nexec /bin/sleep 0.01\n"
+SQUEUE = "#!/bin/bash\necho 2026-11-29T22:06:40\n"  # in local time
 
 
 class Script:
@@ -129,14 +131,15 @@ class Script:
         self.ends.mkdir()
         commands = directory / "commands"
         commands.mkdir()
-        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.01\n"}.items():
+        stand_ins = {"srun": SRUN, "scontrol": SCONTROL, "sleep": SLEEP, "squeue": SQUEUE}
+        for name, text in stand_ins.items():
             (commands / name).write_text(text)
             (commands / name).chmod(0o755)
         self._file = directory / "job.sbatch"
         self._file.write_text(sbatch_file(job))
         self._environment = {
             "PATH": f"{commands}:{os.environ['PATH']}", "CALLS": str(self.calls), "ENDS": str(self.ends),
-            "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "Node1,gpu.a-2,n3", "SLURM_JOB_GPUS": "0",
+            "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "Node1,gpu.a-2,n3", "TZ": "UTC",
         }  # fmt: skip
 
     def start(self) -> None:
@@ -182,7 +185,8 @@ def test_one_host_runs_on_each_node_under_its_own_name(script, tmp_path):
     for node, name in {"Node1": "node1", "gpu.a-2": "gpu-a-2", "n3": "n3"}.items():
         assert f"--nodelist={node} " in calls
         given = (
-            f"host --enrol {tmp_path}/it's $(touch owned) an enrolment --name {name} --dir {tmp_path}/a b/4711/{name}"
+            f"host --until 1795990000 --enrol {tmp_path}/it's $(touch owned) an enrolment "
+            f"--name {name} --dir {tmp_path}/a b/4711/{name}"
         )
         assert given in calls
     assert not (tmp_path / "owned").exists()
@@ -236,5 +240,5 @@ def test_without_its_enrolment_it_says_what_to_do(script):
     job = script()
     next(path for path in job.calls.parent.iterdir() if "enrolment" in path.name).unlink()
     job.start()
-    assert "obatchctl cluster enrol" in job.end()
+    assert "obatchctl hosts enrol" in job.end()
     assert job.process.returncode == 1
