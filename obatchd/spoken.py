@@ -283,6 +283,8 @@ WORDS: Mapping[str, str] = {
     "notification_store_failed": "obatchd cannot write down whether somebody was told that a job is over",
     "notification_told": "",
     "burnin_started": "Burn-in {run} has begun: {profile}, {duration_s:duration}",
+    "hosts_burnin_started": "Burn-in {run} has begun on {hosts}: {profile}, {duration_s:duration}",
+    "hosts_burnin_part": "Burn-in {run} on {host}: {state}",
     "burnin_preparing": "",
     "burnin_prepared": "",
     "burnin_context_refused": "",

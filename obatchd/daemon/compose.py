@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from obatchd.control.operations import Operations, Reads
 from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon.burnin import BurninHost, DispatchedWork, StressFiles
+from obatchd.daemon.burnin import BurninHost, DispatchedWork, stress_files
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -57,7 +56,6 @@ from obatchd.operations.reads.overview import HostOverviews
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings.settings import Settings
 from obatchd.telling.alarms import Alarms
 
 
@@ -148,15 +146,9 @@ def head(
 
 def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
     settings, directory = work.settings, work.layout.work
-    files = _stress_files(directory, settings.value)
+    files = stress_files(directory, settings.value)
     tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
     return Burnin(directory / "burnin", tested)
-
-
-def _stress_files(work: Path, settings: Settings) -> StressFiles:
-    ollama = shutil.which(settings.servers.ollama)
-    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
-    return StressFiles(work.absolute() / "simulator", libraries)
 
 
 class DispatchMover:
