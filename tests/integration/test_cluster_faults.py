@@ -57,9 +57,8 @@ def test_a_killed_host_loses_nothing_costs_no_attempt_and_comes_back(fleet: Flee
 
 def test_a_cut_is_noticed_and_after_it_healed_the_models_are_still_loaded(fleet: Fleet) -> None:
     victim, line = fleet.hosts[1], fleet.lines[1]
-    fleet.job("before", prompts(20, "before"))
-    loads = fleet.loads()
     asked = _in_work(fleet, "cut", 300)
+    loads = fleet.loads()
     begun_s = time.monotonic()
     line.cut()
     wait_for(lambda: victim.state() == "away", 12, "silence is noticed")
@@ -87,8 +86,8 @@ def test_a_cut_of_70_seconds_is_none_that_anybody_feels(fleet: Fleet) -> None:
 
 
 def test_a_broken_connection_is_made_anew_at_once(fleet: Fleet) -> None:
-    loads = fleet.loads()
     asked = _in_work(fleet, "broken", 100)
+    loads = fleet.loads()
     for line in fleet.lines:
         line.break_()
     wait_for(lambda: not any(host.state() == "here" for host in fleet.hosts), 5, "both are away")
@@ -101,8 +100,8 @@ def test_a_broken_connection_is_made_anew_at_once(fleet: Fleet) -> None:
 
 
 def test_a_host_that_stands_still_is_taken_for_away_and_goes_on(fleet: Fleet) -> None:
-    loads = fleet.loads()
     asked = _in_work(fleet, "frozen", 100)
+    loads = fleet.loads()
     fleet.hosts[0].freeze()
     wait_for(lambda: fleet.hosts[0].state() == "away", 12, "silence is noticed")
     fleet.hosts[0].thaw()
@@ -112,8 +111,8 @@ def test_a_host_that_stands_still_is_taken_for_away_and_goes_on(fleet: Fleet) ->
 
 
 def test_a_killed_head_takes_up_its_jobs_and_loads_no_model_again(fleet: Fleet) -> None:
-    loads = fleet.loads()
     asked = _in_work(fleet, "headless", 200)
+    loads = fleet.loads()
     pids = [server["pid"] for server in fleet.head.servers()]
     fleet.head.kill()
     fleet.head.start()
