@@ -21,7 +21,7 @@ pytestmark = [
 ]
 NODES, GPUS = 3, 2
 BACK_S = 120.0  # 30 s are asked for on a machine of its own; tests share theirs
-SIMULATOR: Document = {"service_s": 0.2, "models": [{"name": "tiny"}]}
+SIMULATOR: Document = {"service_s": {"kind": "uniform", "low": 0.1, "high": 0.3}, "models": [{"name": "tiny"}]}
 
 
 @pytest.fixture(scope="module")
