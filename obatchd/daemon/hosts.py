@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from obatchd.cluster.head.care.crashes import CrashesOfAll
 from obatchd.cluster.head.hosts import Hosts
 from obatchd.cluster.head.joined import Attached
 from obatchd.cluster.head.models import HostStores
@@ -12,7 +13,9 @@ from obatchd.cluster.head.reporting import HostAlarms
 from obatchd.cluster.head.server import HostedListener
 from obatchd.daemon.machine import Host
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.errors import ClusterError
+from obatchd.dispatch.events import CrashListener
+from obatchd.gpucare.moving import CrashesHere
+from obatchd.gpucare.watch import GpuWatch
 from obatchd.live.work import Work
 from obatchd.operations.audit import HostsJoined
 from obatchd.tasks import TaskSet
@@ -20,11 +23,7 @@ from obatchd.telling.alarms import Alarms
 
 if TYPE_CHECKING:
     from obatchd.cluster.head.door import Door
-    from obatchd.cluster.head.launcher import Launcher
     from obatchd.cluster.head.roster import Roster
-
-
-_DIRECTORY = "cluster"  # below work/
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,16 @@ class JoinedHosts:
     roster: Roster
     hosts: Hosts
     door: Door
+    attached: Attached
+    watch: GpuWatch
+
+    def crashes(self, own: CrashesHere) -> CrashListener:
+        """Tells of each crash whoever takes care of the card; ``own`` does of those of this machine."""
+        return CrashesOfAll(own, self.attached.guests, self.hosts.hosts, self.attached.tasks)
 
     async def start(self) -> None:
         """Let hosts in. Raises ConfigError where the library for the head's certificate is missing."""
+        self.attached.tasks.start(self.attached.board.run(self.watch), "siblings")
         await self.door.start()
 
     async def stop(self) -> None:
@@ -58,31 +64,5 @@ def joined_hosts(
     attached = Attached(dispatcher, here.fleet.guests, listener, TaskSet(work.owner))
     hosts = Hosts(roster, work.settings, attached, HostAlarms(alarms))
     here.models.elsewhere = HostStores(hosts.hosts)
-    return JoinedHosts(roster, hosts, Door(work.settings, work.layout.work, roster, hosts, HostsJoined(work.audit)))
-
-
-class Codes:
-    """Codes for hosts that an engine starts. Implements :class:`obatchd.cluster.head.launcher.Admission`."""
-
-    def __init__(self, joined: JoinedHosts | None) -> None:
-        self._joined = joined
-
-    def names(self) -> list[str]:
-        return self._joined.roster.names() if self._joined is not None else []
-
-    def link(self) -> str:
-        if self._joined is None:
-            raise ClusterError("hosts cannot join: [cluster] listen is empty", code="no_door")
-        self._joined.door.link("")  # raises where there is no door, before a code is made in vain
-        return str(self._joined.door.link(self._joined.roster.make_code().secret))
-
-
-def ray_launcher(work: Work, joined: JoinedHosts | None) -> Launcher | None:
-    """Starts hosts on the nodes of Ray, or ends those that it started; None where there is nothing to do in Ray."""
-    file = work.layout.work / _DIRECTORY / "ray.json"
-    settings = work.settings.value.cluster
-    if settings.engine != "ray" and not file.exists():
-        return None
-    from obatchd.cluster.head.launcher import Launcher
-
-    return Launcher(settings, file, work.layout.uuid, Codes(joined), work.owner)
+    door = Door(work.settings, work.layout.work, roster, hosts, HostsJoined(work.audit))
+    return JoinedHosts(roster, hosts, door, attached, here.watch)
