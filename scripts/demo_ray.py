@@ -42,8 +42,9 @@ class RayDemo:
         self._directory = directory
         self._begun_s = time.monotonic()
         settings = (
-            f'model = "simulated"\ngpus = "none"\n[servers]\nslots = 4\n[cluster]\nlisten = "127.0.0.1:{_free_port()}"\n'
-            f'engine = "ray"\naddress = "{ray.address}"\n'
+            'model = "simulated"\ngpus = "none"\n[servers]\nslots = 4\n'
+            f'[cluster]\nlisten = "127.0.0.1:{_free_port()}"\nengine = "ray"\n'
+            f'address = "{ray.address}"\n'
         )
         self.demo = Demo(directory, Plan(settings, {}, ""))
 

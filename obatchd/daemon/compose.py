@@ -135,6 +135,7 @@ def head(
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
+    host.launcher = launcher = ray_launcher(work, joined)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
@@ -153,7 +154,7 @@ def head(
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
-        ray_launcher(work, joined),
+        launcher,
     )  # fmt: skip
 
 

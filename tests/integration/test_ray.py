@@ -59,6 +59,11 @@ def launchers(head: Head) -> list[psutil.Process]:
     return [one for one in head.parts() if "obatchd.cluster.launch_ray" in one.cmdline()]
 
 
+def engine(head: Head) -> Document:
+    found: Document = head.status()["engine"]
+    return found
+
+
 def host_pids(ray: RayHere) -> list[int | None]:
     hosts = [ray.host(number) for number in ray.numbers]
     return [host.pid if host is not None else None for host in hosts]
@@ -78,9 +83,9 @@ def test_jobs_are_answered_by_hosts_that_ray_started(head: Head, ray: RayHere) -
     drop, asked = work(head)
     summary = head.job(drop).check(asked)
     assert {server.partition(".")[0] for server in summary["servers"]} == set(ray.names())
-    engine = head.client.get("hosts")["engine"]
-    assert (engine["kind"], engine["state"], engine["authenticated"]) == ("ray", "here", False)
-    assert [(node["name"], node["state"], node["gpus"]) for node in engine["nodes"]] == [
+    told = engine(head)
+    assert (told["kind"], told["state"], told["authenticated"]) == ("ray", "here", False)
+    assert [(node["name"], node["state"], node["gpus"]) for node in told["nodes"]] == [
         (name, "running", GPUS) for name in ray.names()
     ]
 
@@ -103,7 +108,7 @@ def test_a_launcher_that_is_killed_is_noticed_by_nobody(head: Head, ray: RayHere
     first = launchers(head)[0]
     first.kill()
     wait_for(lambda: [one.pid for one in launchers(head)] not in ([], [first.pid]), 60, "another launcher")
-    wait_for(lambda: head.client.get("hosts")["engine"]["state"] == "here", BACK_S, "Ray is here")
+    wait_for(lambda: engine(head)["state"] == "here", BACK_S, "Ray is here")
     head.done(drop, 120).check(asked)
     assert host_pids(ray) == hosts
     assert loads(head) == before
@@ -119,7 +124,7 @@ def test_a_head_that_is_killed_finds_its_hosts_again_with_their_models(head: Hea
     head.has_ready(NODES * GPUS, 60)
     head.done(drop, 120).check(asked)
     assert loads(head) == before, "no model was loaded again"
-    wait_for(lambda: head.client.get("hosts")["engine"]["state"] == "here", BACK_S, "Ray is here")
+    wait_for(lambda: engine(head)["state"] == "here", BACK_S, "Ray is here")
 
 
 def test_a_ray_that_ends_and_begins_anew_does_not_harm_the_daemon(head: Head, ray: RayHere) -> None:
@@ -127,8 +132,8 @@ def test_a_ray_that_ends_and_begins_anew_does_not_harm_the_daemon(head: Head, ra
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
     pid = head.pid
     ray.kill_gcs()
-    wait_for(lambda: head.client.get("hosts")["engine"]["state"] == "gone", 150, "Ray is gone")
-    assert "ray start --head" in head.client.get("hosts")["engine"]["reason"]
+    wait_for(lambda: engine(head)["state"] == "gone", 150, "Ray is gone")
+    assert "ray start --head" in engine(head)["reason"]
     ray.end_by_hand()
     ray.start()
     head.has_ready(NODES * GPUS, BACK_S)
@@ -150,7 +155,7 @@ def test_a_forgotten_host_ends_until_its_raylet_is_started_again(head: Head, ray
     done = head.control("hosts", "forget", ray.name(2))
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: ray.host(2) is None, BACK_S, "its host has ended")
-    nodes = {node["name"]: node for node in head.client.get("hosts")["engine"]["nodes"]}
+    nodes = {node["name"]: node for node in engine(head)["nodes"]}
     assert nodes[ray.name(2)]["state"] == "none" and "forgotten" in nodes[ray.name(2)]["reason"]
     ray.kill_raylet(2)
     ray.start_node(2)

@@ -119,6 +119,16 @@ class Launcher:
             seen.authenticated if seen else None, nodes,
         )  # fmt: skip
 
+    @property
+    def trouble(self) -> str:
+        """Why no host can be started now, with what to do; empty: nothing is known of that."""
+        return self._trouble if self._seen is None and self._wanted else ""
+
+    def notices(self) -> list[str]:
+        """Nodes of Ray on which no host runs, each with the reason."""
+        nodes = self._seen.nodes if self._seen is not None else ()
+        return [f"Ray's node {node.name}: {node.reason}" for node in nodes if node.reason]
+
     def _reason(self) -> str:
         if self._seen is None:
             return self._trouble
