@@ -34,7 +34,9 @@ _HEAD = click.option(
 @hosts_command.command("list")
 @click.option("--watch", **_WATCH)
 def list_command(invocation: Invocation, watch: bool) -> None:
-    """List the hosts: their state, GPUs and versions, and why one is not here."""
+    """List the hosts: state, GPUs, versions.
+
+    Behind each stands why it is not here, or gets no work."""
     look = partial(invocation.client().get, "hosts")
     if watch:
         show_again(invocation, _PAUSE_S, look, _list)
@@ -76,7 +78,9 @@ def _since(instant: str) -> str:
 @hosts_command.command("code")
 @_HEAD
 def code_command(invocation: Invocation, head: str) -> None:
-    """Make a link by which one host joins, good once and for ten minutes."""
+    """Make a link by which one host joins, once.
+
+    It is good for ten minutes."""
     made = invocation.client().post("hosts/codes", body={"head": head})
     invocation.answer(
         made,
@@ -95,7 +99,9 @@ def code_command(invocation: Invocation, head: str) -> None:
 )  # fmt: skip
 @_HEAD
 def enrol_command(invocation: Invocation, file: Path, valid_s: float, head: str) -> None:
-    """Write a link into a file, by which many hosts join: for an engine that starts them."""
+    """Make a file by which many hosts join.
+
+    It is for an engine that starts them, such as Slurm. Only you can read it."""
     # First, so that nothing is made that nobody gets; O_EXCL follows no link that somebody laid there.
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -138,7 +144,9 @@ def resume_command(invocation: Invocation, name: str) -> None:
 @click.argument("name", metavar="[HOST]", required=False)
 @click.option("--enrolment", metavar="ID", help="An enrolment, and all hosts that joined by it.")
 def forget_command(invocation: Invocation, name: str | None, enrolment: str | None) -> None:
-    """Revoke a host's credential, or an enrolment: it is cut off, and comes in no more."""
+    """Let a host in no more.
+
+    Its credential is revoked, and its session ends; with --enrolment, of all hosts that joined by that one."""
     if (name is None) == (enrolment is None):
         raise click.UsageError("name a host, or an enrolment with --enrolment")
     client = invocation.client()

@@ -17,7 +17,7 @@ from obatchd.cli import exit_codes
 from obatchd.errors import ClusterError, ObatchError
 
 if TYPE_CHECKING:
-    from obatchd.cluster.host.keeping import Place
+    from obatchd.cluster.keeping import Place
 
 _SERVICE_USER = "obatch"
 _SERVICE = "obatchd-host.service"
@@ -91,7 +91,7 @@ def _checked(name: str) -> str:
 
 def _place(directory: Path | None, config: Path | None) -> Place:
     from obatchd.cluster.host.directory import SERVICE_DIRECTORY, SERVICE_FILE, default_directory
-    from obatchd.cluster.host.keeping import Place
+    from obatchd.cluster.keeping import Place
 
     root = Path(os.path.abspath(directory)) if directory is not None else default_directory()
     if root != SERVICE_DIRECTORY:

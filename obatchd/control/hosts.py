@@ -12,7 +12,7 @@ from attrs import define
 from obatchd import errors
 from obatchd.control.answer import CALLER, answer, object_sent
 from obatchd.control.auth import Caller
-from obatchd.documents.hosts import Forgotten, HostEntry, HostList, NewLink
+from obatchd.documents.hosts import Forgotten, HostDoor, HostEntry, HostList, NewLink
 from obatchd.words import misfit
 
 _LEAST_VALID_S, _MOST_VALID_S = 60.0, 366 * 86400.0
@@ -21,11 +21,15 @@ _LEAST_VALID_S, _MOST_VALID_S = 60.0, 366 * 86400.0
 class JoinedHostOperations(Protocol):
     """Hosts that joined; :class:`obatchd.operations.hosts.JoinedHostCommands`.
 
-    Where hosts cannot join, each but ``all`` raises ClusterError (``no_door``). NotFoundError: no such host.
+    Where hosts cannot join, each but ``all`` and ``door`` raises ClusterError (``no_door``); NotFoundError where there
+    is no such host.
     """
 
     def all(self) -> HostList:
         """Every host, here or away."""
+
+    def door(self) -> HostDoor | None:
+        """Where hosts reach this head; None: they cannot join."""
 
     async def code(self, caller: Caller, head: str) -> NewLink:
         """A link for one host; ``head`` is where that one reaches this one, empty: where it listens."""

@@ -46,10 +46,11 @@ from obatchd.metrics.exposition import Exposition, TextFile
 from obatchd.metrics.sources import Sources, XidCounts
 from obatchd.operations.asking import Questions
 from obatchd.operations.audit import AuditQuestions, PagesOpened, QuarantinesByRules
-from obatchd.operations.batches import Batches
+from obatchd.operations.batches.batches import Batches
 from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
+from obatchd.operations.hosts import Joined, JoinedHostCommands
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
 from obatchd.operations.native import FleetModels
@@ -122,6 +123,7 @@ def head(
     here.fleet.listen(news)
     joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
     hosts = joined.hosts.hosts if joined is not None else {}
+    members = JoinedHostCommands(work.audit, _parts(joined))
     policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher, joined), alarms, owner)
     policy.monitor.listen(QuarantinesByRules(work.audit))
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
@@ -148,7 +150,9 @@ def head(
         *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),
     ]  # fmt: skip
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
-    operations = Operations(jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions)
+    operations = Operations(
+        jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions, members
+    )
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
@@ -156,6 +160,10 @@ def head(
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
         launcher,
     )  # fmt: skip
+
+
+def _parts(joined: JoinedHosts | None) -> Joined | None:
+    return Joined(joined.roster, joined.hosts, joined.door) if joined is not None else None
 
 
 def _burnin(
@@ -171,7 +179,7 @@ def _burnin(
 class DispatchMover:
     """Moves work by the dispatcher of this process. Implements :class:`obatchd.gpucare.moving.WorkMover`."""
 
-    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None = None) -> None:
         self._dispatcher = dispatcher
         self._joined = joined
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
 
 from obatchd import log
-from obatchd.cluster.head.door import Door
-from obatchd.cluster.head.hosts import Hosts
-from obatchd.cluster.head.joined import JoinedHost
-from obatchd.cluster.head.roster import Made, Member, Roster
 from obatchd.control.auth import Caller
 from obatchd.documents.audit import (
     ENROLMENT_MADE,
@@ -22,13 +18,19 @@ from obatchd.documents.audit import (
     HOST_FORGOTTEN,
     HOST_UNDRAINED,
 )
-from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostEntry, HostList, NewLink
+from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, NewLink
 from obatchd.errors import ClusterError, ConfigError, NotFoundError
 from obatchd.live.audit import AuditLog
 from obatchd.operations.audit import entry_of, recorded
 from obatchd.settings.addresses import Address, reachable
 from obatchd.tasks import TaskSet
 from obatchd.times import clock, duration, instant
+
+if TYPE_CHECKING:  # without a door nothing of it is imported
+    from obatchd.cluster.head.door import Door
+    from obatchd.cluster.head.hosts import Hosts
+    from obatchd.cluster.head.joined import JoinedHost
+    from obatchd.cluster.head.roster import Made, Member, Roster
 
 _log = log.get(__name__)
 _DRAIN_S = 3.0  # longest wait of whoever drains a host; the rest goes on
@@ -60,6 +62,9 @@ class JoinedHostCommands:
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A drain failed by a defect; its caller is told while waiting."""
+
+    def door(self) -> HostDoor | None:
+        return self._joined.door.state() if self._joined is not None else None
 
     def all(self) -> HostList:
         if (joined := self._joined) is None:
@@ -173,7 +178,7 @@ def _document(
         state=state,
         reason=reason,
         since=instant(since_s) or "",
-        gpus=len({gpu.uuid for server in servers for gpu in server.gpus}),
+        gpus=len(host.news.gpus.gpus) if host is not None and host.news is not None else 0,
         servers=len(servers),
         ready=sum(server.state.value == _READY for server in servers),
         version=hello.version if hello is not None else "",
