@@ -94,7 +94,7 @@ class HostCommands:
             ],
             interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,
-            hosts=[brief(self._hosts[name]) for name in sorted(self._hosts)] or UNSET,
+            hosts=list(map(brief, self._servers.sorted_hosts())) or UNSET,
             engine=(self.launcher.state() if self.launcher is not None else None) or UNSET,
         )
 
@@ -134,7 +134,7 @@ class HostCommands:
     def _notices(self, caller: Caller) -> list[str]:
         audit = self._engine.work.audit.problem
         alarms = [*self._alarms.troubles(), *([audit] if audit else [])] if caller.is_administrator else []
-        hosts = [notice for host in self._hosts.values() for notice in notices_of(host)]
+        hosts = [notice for host in self._servers.sorted_hosts() for notice in notices_of(host)]
         nodes = self.launcher.notices() if self.launcher is not None else []
         return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *hosts, *nodes, *alarms]
 
@@ -161,7 +161,7 @@ class HostCommands:
                 reasons.append(reason)
         reasons += held_up
         servers = list(self._fleet.all.values())
-        for host in self._hosts.values():
+        for host in self._servers.sorted_hosts():
             reasons += reasons_of(host)
         reasons += self._engine_troubles()
         reasons += [f"server {server.in_words}" for server in servers if server.down and not self._is_away(server)]
