@@ -171,7 +171,7 @@ def _burnin(
 class DispatchMover:
     """Moves work by the dispatcher of this process. Implements :class:`obatchd.gpucare.moving.WorkMover`."""
 
-    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None = None) -> None:
         self._dispatcher = dispatcher
         self._joined = joined
 
