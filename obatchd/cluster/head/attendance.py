@@ -60,8 +60,12 @@ class Attendance:
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(HELLO_S, self._hello_is_late)]
         if (until_s := self.host.until_s) is not None:
-            timers.append(loop.call_later(max(0.0, until_s - time.time()), self.session.end, "its allocation is over"))
+            timers.append(loop.call_later(max(0.0, until_s - time.time()), self._allocation_is_over))
         return timers
+
+    def _allocation_is_over(self) -> None:
+        self.host.until_s = min(self.host.until_s or 0.0, time.time())  # timers ring a moment too early
+        self.session.end("its allocation is over")
 
     def _hello_is_late(self) -> None:
         if self._hello is None:
