@@ -12,6 +12,7 @@ from pathlib import Path
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
+from obatchd.cluster.head.burnin.runs import HostsBurnin
 from obatchd.cluster.head.server import HostedServer
 from obatchd.control.auth import Access
 from obatchd.control.operations import Operations, Reads
@@ -19,6 +20,7 @@ from obatchd.control.programs import Programs
 from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, DispatchedWork, stress_files
+from obatchd.daemon.hosts import JoinedHosts, joined_hosts
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -85,7 +87,7 @@ class Head:
     policy: GpuPolicy
     watchdog: Watchdog
     housekeeping: Housekeeping
-    burnin: Burnin
+    burnin: Burnin | HostsBurnin
     operations: Operations
     control: ControlServer
     submit: SubmitServer
@@ -94,6 +96,7 @@ class Head:
     metrics_file: TextFile
     looks: WorkLooks
     runtime_dir: Path
+    joined: JoinedHosts | None  # None where hosts cannot join
 
 
 async def host(work: Work) -> Host:
@@ -111,10 +114,13 @@ def head(
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
     policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher), alarms, owner)
     policy.monitor.listen(QuarantinesByRules(work.audit))
-    here.fleet.listen(ServerNews(engine.dispatcher, alarms))
+    news = ServerNews(engine.dispatcher, alarms)
+    here.fleet.listen(news)
+    joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
+    hosts = joined.hosts.hosts if joined is not None else {}
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
-    runs = _burnin(work, here, engine, policy, alarms)
-    servers = ServerCommands(engine, here.fleet, here.probe, tuner)
+    runs = _burnin(work, here, engine, policy, alarms, joined)
+    servers = ServerCommands(engine, here.fleet, here.probe, tuner, hosts)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
     desk = Desk(Keys(work), files, Batches(work, engine, files))
@@ -125,10 +131,10 @@ def head(
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
-    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
+    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
-    gpus = GpuService(cards, work.audit)
-    histories = Histories(Past(policy, cards), gpus)
+    gpus = GpuService(cards, work.audit, hosts)
+    histories = Histories(Past(policy, cards), gpus, hosts)
     reads = Reads(HostOverviews(engine, host, gpus, runs), JobAnswerPages(engine, jobs), histories)
     routes = [
         *RemoteRoutes(jobs, models, host, files, JobFiles(work), reads.answers).routes(),
@@ -140,15 +146,18 @@ def head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
-        TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir,
+        TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
     )  # fmt: skip
 
 
-def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
+def _burnin(
+    work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms, joined: JoinedHosts | None
+) -> Burnin | HostsBurnin:
     settings, directory = work.settings, work.layout.work
     files = stress_files(directory, settings.value)
     tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
-    return Burnin(directory / "burnin", tested)
+    own = Burnin(directory / "burnin", tested)
+    return own if joined is None else HostsBurnin(directory / "burnin", own, joined.hosts.hosts, settings, alarms)
 
 
 class DispatchMover:

@@ -76,6 +76,7 @@ class HostBrief(msgspec.Struct):
     state: str  # here, away, draining, leaving
     reason: str  # of its state; empty: it is here and gets work
     since: str | None  # when it came or went
+    version: str  # of its obatchd; empty: it has not come since the daemon began
 
 
 class Servers(msgspec.Struct):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from obatchd import __version__
 from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents.status import HostBrief
 from obatchd.times import duration, instant
@@ -13,7 +12,8 @@ MOST_SKEW_S = 5.0  # of the clocks of head and host
 def brief(host: JoinedHost) -> HostBrief:
     """One line of the status."""
     reason = host.reason if host.session is None else host.leaving or host.drained
-    return HostBrief(host.name, host.state, reason, instant(host.since_s))
+    version = host.hello.version if host.hello is not None else ""
+    return HostBrief(host.name, host.state, reason, instant(host.since_s), version)
 
 
 def reasons_of(host: JoinedHost) -> list[str]:
@@ -46,10 +46,3 @@ def skew_words(host: JoinedHost) -> str:
         return ""
     side = "ahead of" if host.skew_s > 0 else "behind"
     return f"its clock is {duration(abs(host.skew_s))} {side} ours; let it follow a time server (timedatectl)"
-
-
-def version_words(host: JoinedHost) -> str:
-    """That its obatchd is another one than ours; empty: it is the same, or unknown."""
-    if host.hello is None or host.hello.version == __version__:
-        return ""
-    return f"it runs obatchd {host.hello.version}, the head {__version__}"
