@@ -172,7 +172,7 @@ async def test_a_host_that_breaks_the_rules_is_closed_and_told(
     fleet: Fleet, joined: HostProcess, lie: Callable[[PlayedHost], None]
 ) -> None:
     name, host = lie.__name__.strip("_"), Liar(joined.name, lie)
-    asked = prompts(80, name)
+    asked = prompts(400, name)
     async with played(joined, host) as session:
         await until(lambda: fleet.head.ready_servers() == 3)
         fleet.head.drop(f"{name}.jsonl", asked)
