@@ -24,7 +24,6 @@ from obatchd.daemon.hosts import JoinedHosts, joined_hosts
 from obatchd.daemon.machine import Host, machine
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.dispatch.events import CrashListener
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
@@ -36,6 +35,7 @@ from obatchd.front.metrics import MetricRoutes
 from obatchd.front.page.sessions import WebSessions
 from obatchd.front.reads import LookRoutes
 from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.moving import CrashesHere
 from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.jobs.store import Facts
@@ -112,12 +112,12 @@ def head(
     served = ServedModels(here.models, here.fleet, here.watch.energy)
     engine = Engine(work, served)
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
-    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher), alarms, owner)
-    policy.monitor.listen(QuarantinesByRules(work.audit))
     news = ServerNews(engine.dispatcher, alarms)
     here.fleet.listen(news)
     joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
     hosts = joined.hosts.hosts if joined is not None else {}
+    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher, joined), alarms, owner)
+    policy.monitor.listen(QuarantinesByRules(work.audit))
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
     runs = _burnin(work, here, engine, policy, alarms, joined)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner, hosts)
@@ -163,8 +163,9 @@ def _burnin(
 class DispatchMover:
     """Moves work by the dispatcher of this process. Implements :class:`obatchd.gpucare.moving.WorkMover`."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None) -> None:
         self._dispatcher = dispatcher
+        self._joined = joined
 
     async def vacate(self, server_id: str, patience_s: float, reason: str) -> None:
         if (link := self._dispatcher.links.get(server_id)) is not None:
@@ -176,8 +177,8 @@ class DispatchMover:
     def release(self, reason: str) -> None:
         self._dispatcher.holds.release(reason)
 
-    def listen_to_crashes(self, listener: CrashListener) -> None:
-        self._dispatcher.listen_to_crashes(listener)
+    def listen_to_crashes(self, listener: CrashesHere) -> None:
+        self._dispatcher.listen_to_crashes(self._joined.crashes(listener) if self._joined is not None else listener)
 
 
 class ServerNews:
