@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from disk_support import STRACE, refusing
 from line_support import Line
 
 STEADY: Document = {"service_s": {"kind": "fixed", "value": 0.1}, "load_s": 0.05}
-IMAGE = base64.b64encode(os.urandom(200_000)).decode()
+LONG = "".join(random.Random(1).choices("0123456789abcdef", k=200_000))  # one word, of which nothing can be spared
 AHEAD = "import time\n_now = time.time\ntime.time = lambda: _now() + 86_400.0\n"
 
 
@@ -33,7 +33,7 @@ def test_a_slow_line_is_waited_for_and_is_no_silence(
     near = make_host(head, simulator=STEADY).join().start()
     head.has_ready(4)
     line.bytes_per_s, line.delay_s = 500_000.0, 0.1
-    asked = prompts(60, "slow", images=[IMAGE])
+    asked = [{**request, "prompt": f"{request['prompt']} {LONG}"} for request in prompts(60, "slow")]
     head.drop("slow.jsonl", asked)
     begun_s = time.monotonic()
     answered = _answers_on(head, slow), _answers_on(head, near)
