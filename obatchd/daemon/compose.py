@@ -44,10 +44,11 @@ from obatchd.metrics.exposition import Exposition, TextFile
 from obatchd.metrics.sources import Sources, XidCounts
 from obatchd.operations.asking import Questions
 from obatchd.operations.audit import AuditQuestions, PagesOpened, QuarantinesByRules
-from obatchd.operations.batches import Batches
+from obatchd.operations.batches.batches import Batches
 from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
+from obatchd.operations.hosts import Joined, JoinedHostCommands
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
 from obatchd.operations.native import FleetModels
@@ -116,6 +117,7 @@ def head(
     here.fleet.listen(news)
     joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
     hosts = joined.hosts.hosts if joined is not None else {}
+    members = JoinedHostCommands(work.audit, _parts(joined))
     policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher, joined), alarms, owner)
     policy.monitor.listen(QuarantinesByRules(work.audit))
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
@@ -141,13 +143,19 @@ def head(
         *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),
     ]  # fmt: skip
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
-    operations = Operations(jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions)
+    operations = Operations(
+        jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions, members
+    )
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
     )  # fmt: skip
+
+
+def _parts(joined: JoinedHosts | None) -> Joined | None:
+    return Joined(joined.roster, joined.hosts, joined.door) if joined is not None else None
 
 
 def _burnin(
