@@ -199,8 +199,8 @@ class SimulatedGpus(GpuSource):
         card = Identity(
             uuid=gpu.uuid, name=gpu.name, index=gpu.index, pci_bus_id=gpu.pci_bus_id, slot=str(gpu.index + 1),
             serial=f"SIM{_machine():04d}{gpu.index:06d}", board_part_number="900-SIM", vbios="00.00.00",
-            inforom="SIM.1", driver=DRIVER, cuda="13.0", memory_bytes=gpu.memory_bytes, ecc=True, ecc_pending=True, mig=False,
-            persistence=True, power_default_w=POWER_LIMIT_W, temp_max_c=87, temp_slowdown_c=_SLOWDOWN_C,
+            inforom="SIM.1", driver=DRIVER, cuda="13.0", memory_bytes=gpu.memory_bytes, ecc=True, ecc_pending=True,
+            mig=False, persistence=True, power_default_w=POWER_LIMIT_W, temp_max_c=87, temp_slowdown_c=_SLOWDOWN_C,
             temp_shutdown_c=97, memory_temp_max_c=95, clock_max_mhz=_CLOCK_MHZ, pcie_gen_max=4, pcie_width_max=16,
         )  # fmt: skip
         return self._changed(gpu, card)
