@@ -19,10 +19,10 @@ __all__ = ["Daemon", "Head", "make_fleet", "of_seconds", "played", "spans"]
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from cluster_support import Daemon, Head, make_fleet
-from obatchd.cluster.joining import join
-from obatchd.cluster.links import parse
 from played_support import PlayedHost, PlayedServer, dial
 
+from obatchd.cluster.joining import join
+from obatchd.cluster.links import parse
 from obatchd.cluster.session import Socket
 
 
