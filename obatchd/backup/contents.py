@@ -17,8 +17,10 @@ DATABASES = ("history.db",)  # beside the index and the segments
 SEGMENTS = "segments"
 JOBS = "jobs"
 PLAIN = ("gpus.json", "burnin", "files", "audit")
-# Tables of the index that are left out unless they are asked for: the hashes of keys.
+# Left out unless they are asked for: tables of the index (the hashes of keys), and what lies beside it (the certificate
+# of a head with its key, and the hashes of what its hosts come in by).
 SECRET = ("keys",)
+SECRET_FILES = ("cluster",)
 # Facts of the index that are not true of the restored spool: ports in use, and the boot of the other one.
 FORGOTTEN_FACTS = "key = 'boot_id' OR key LIKE 'port/%'"
 

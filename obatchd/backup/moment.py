@@ -134,7 +134,7 @@ class Moment:
             self._add_database(archive, name)
         if not secrets:
             self._leave_out_secrets()
-        for name in contents.PLAIN:
+        for name in contents.PLAIN + (contents.SECRET_FILES if secrets else ()):
             if (path := self._work / name).exists():
                 archive.add(f"work/{name}", path)
         archive.add(f"work/{contents.INDEX}", self._index)

@@ -8,7 +8,34 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+import msgspec
+
+from obatchd.burnin.run.plan import Asked
+from obatchd.documents.burnin import Plan
 from obatchd.jobs.model import Profile
+
+
+class ToldRecords(msgspec.Struct, frozen=True):
+    """The records of a run from one on, as many as fit into a message, each a line of a journal."""
+
+    life: str  # of the host's process: records that were told in another one may not have been written down
+    lines: list[bytes]
+    total: int  # that there are
+    clock_s: float  # seconds since the epoch, as the host's clock has it
+    loads: list[str] = []  # of the present phase; empty while none runs
+
+
+class BurninDesk(Protocol):
+    """The desk ``burnin`` of a host: its part of a run over several. It goes on whatever becomes of the head."""
+
+    async def start(self, asked: Asked, whole: Plan) -> None:
+        """As :meth:`obatchd.burnin.run.manager.Burnin.start_part`."""
+
+    async def stop(self, run: str, why: str) -> None:
+        """End a run soon; nothing where it is over."""
+
+    async def records(self, run: str, first: int) -> ToldRecords:
+        """The records of a run from the one with this number on, from 0. Raises NotFoundError where it has none."""
 
 
 class ServersDesk(Protocol):

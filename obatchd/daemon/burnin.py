@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,13 @@ class StressFiles(NamedTuple):
 
     simulator: Path  # of stand-in GPUs
     libraries: Sequence[str]  # folders of Ollama that may hold libraries of CUDA
+
+
+def stress_files(directory: Path, settings: Settings) -> StressFiles:
+    """Those of a daemon or host whose own files are in ``directory``."""
+    ollama = shutil.which(settings.servers.ollama)
+    libraries = [str(Path(ollama).resolve().parent.parent / "lib" / "ollama")] if ollama else []
+    return StressFiles(directory.absolute() / "simulator", libraries)
 
 
 @attrs.define(eq=False)

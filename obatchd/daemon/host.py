@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import attrs
 
+from obatchd.burnin.run.manager import Burnin
 from obatchd.cluster.calls import Desk
 from obatchd.cluster.host.alarms import AlarmsToHead
+from obatchd.cluster.host.desks.burnin import HostBurninDesk
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.host.desks.servers import ServerDesk
@@ -20,6 +22,7 @@ from obatchd.cluster.host.mover import HeadMover
 from obatchd.cluster.host.news import News
 from obatchd.cluster.host.settings import HostSettings
 from obatchd.cluster.messages import Terms
+from obatchd.daemon.burnin import BurninHost, NoBatchWork, stress_files
 from obatchd.daemon.machine import Host, machine
 from obatchd.documents.gpus import Gpus, Reading
 from obatchd.documents.models import PullProgress
@@ -73,6 +76,7 @@ class HostParts:
 
     machine: Host
     policy: GpuPolicy
+    burnin: Burnin
     news: News
     desks: Mapping[str, Desk]
     _sights: Sights
@@ -100,12 +104,16 @@ async def build(settings: HostSettings, directory: HostDirectory, head: Head, ow
     sights = Sights(here, cards, settings)
     news = News(head, sights)
     here.fleet.listen(news)
+    files = stress_files(directory.root, settings.value)
+    tested = BurninHost(here.fleet, policy, here.models, NoBatchWork(), settings.current, alarms, files)
+    runs = Burnin(directory.root / "burnin", tested)
     desks: dict[str, Desk] = {
         "servers": ServerDesk(here.fleet, news),
         "models": ModelDesk(here.models),
         "gpus": GpuDesk(cards, Past(policy, cards)),
+        "burnin": HostBurninDesk(runs),
     }
-    return HostParts(here, policy, news, desks, sights, alarms, settings)
+    return HostParts(here, policy, runs, news, desks, sights, alarms, settings)
 
 
 @attrs.define(eq=False)

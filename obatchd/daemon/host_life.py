@@ -131,6 +131,8 @@ class HostDaemon:
             process.check_open_files(len(here.fleet.servers))
             parts.policy.start()
             at_end.push_async_callback(parts.policy.stop)
+            await parts.burnin.resume()
+            at_end.push_async_callback(parts.burnin.close)
             dialer = Dialer(self._connector, self._identity, parts, self._head)
             at_end.push_async_callback(self._tasks.stop)
             self._tasks.start(dialer.run(), "dial")
@@ -173,6 +175,10 @@ class HostDaemon:
 
     def servers(self) -> dict[str, ManagedServer]:
         return dict(self._parts.servers()) if self._parts is not None else {}
+
+    def is_testing(self) -> bool:
+        """Whether a burn-in runs, which goes on without the head."""
+        return self._parts is not None and self._parts.burnin.active is not None
 
     def lease_over(self, lease_s: float) -> None:
         """A machine that is only lent is given back."""

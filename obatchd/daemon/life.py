@@ -138,6 +138,8 @@ class Daemon:
             await head.submit.start()
             await head.desk.start()
             await head.http.start()
+            if head.joined is not None:
+                await head.joined.start()
             head.metrics_file.start()
             head.looks.start()
             head.housekeeping.start()
@@ -149,6 +151,8 @@ class Daemon:
             await head.submit.stop()
             head.control.only_looks()
             head.http.only_looks()
+            if head.joined is not None:
+                head.joined.hosts.close()
             await head.metrics_file.stop()
             await head.looks.stop()
             await head.desk.batches.stop()
@@ -156,6 +160,8 @@ class Daemon:
             await head.burnin.close()
             await self._drain(head)
             await head.watchdog.stop()
+            if head.joined is not None:
+                await head.joined.stop()
             await head.http.stop()
             await head.desk.stop()
             await head.control.stop()
@@ -269,6 +275,8 @@ class Daemon:
             log.configure(self._settings.value.log_level)
             self._head.engine.settings_changed()
             self._head.housekeeping.settings_changed()
+            if self._head.joined is not None:
+                self._head.joined.hosts.settings_changed()
         applied = [leaf.key for leaf in changes if leaf.reload is not Reload.RESTART]
         next_job = [leaf.key for leaf in changes if leaf.reload is Reload.NEXT_JOB]
         waiting = self._settings.waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]

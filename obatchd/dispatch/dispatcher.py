@@ -224,6 +224,8 @@ class Dispatcher:
     @property
     def stranded(self) -> str:
         """Why no server can have work; empty where one can, or is about to."""
+        if not self.links:
+            return "there is no server yet"
         reasons = [f"{link.server.id}: {link.server.down}" for link in self.links.values() if link.server.down]
         if not reasons or len(reasons) < len(self.links):
             return ""

@@ -66,10 +66,21 @@ class ServerEntry(msgspec.Struct):
     worker_pid: int | None  # of the process that sends it requests
     cannot_have: list[RefusedModel] | UnsetType = UNSET  # absent without any
     families: int | UnsetType = UNSET  # of the offered requests, different long beginnings that others share; or absent
+    host: str | UnsetType = UNSET  # the joined host that keeps it alive; absent: this machine
+
+
+class HostBrief(msgspec.Struct):
+    """A joined host in a few words; ``GET /v1/hosts`` has more."""
+
+    name: str
+    state: str  # here, away, draining, leaving
+    reason: str  # of its state; empty: it is here and gets work
+    since: str | None  # when it came or went
+    version: str  # of its obatchd; empty: it has not come since the daemon began
 
 
 class Servers(msgspec.Struct):
-    """``GET /v1/servers``."""
+    """``GET /v1/servers``; those of joined hosts behind, by host."""
 
     servers: list[ServerEntry]
 
@@ -160,3 +171,4 @@ class Status(Document):
     interactive: InteractiveState | UnsetType = UNSET  # absent while nobody asked in the last ten minutes
     waiting_for_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed
     http: HttpDoor | UnsetType = UNSET  # where programs reach the API over TCP; absent where they do not
+    hosts: list[HostBrief] | UnsetType = UNSET  # that joined, by name; absent without any

@@ -29,7 +29,7 @@ _SHUTDOWN_S = 1.0
 _AGAIN_S = 10.0  # between two tries to listen on a port that is in use
 _ACCEPT_AGAIN_S = 1.0
 _LINGERING_S = 2.0  # for what else comes of a call that was refused
-_BACKLOG = 128
+_BACKLOG = 1024
 
 
 class Calls(web.RequestHandler):

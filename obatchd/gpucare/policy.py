@@ -169,7 +169,8 @@ class GpuPolicy(MonitorListener, CrashListener):
                     record.identity.uuid for record in records if record and record.shares_unknown
                 )
         self._note_ends()
-        if servers and all(server.state is ServerState.QUARANTINED for server in servers):
+        everywhere = self.fleet.all.values()
+        if everywhere and all(server.state is ServerState.QUARANTINED for server in everywhere):
             self._mover.hold(QUARANTINE)
         else:
             self._mover.release(QUARANTINE)

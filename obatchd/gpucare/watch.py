@@ -61,10 +61,11 @@ class GpuWatch(Siblings):
     def utilisation(self, server_id: str) -> int | None:
         """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""
         readings, limit_s = self.probe.readings, max(_FRESH_S, 3 * self._settings.value.gpus.poll_s)
-        found = [readings.get(uuid) for uuid in self._fleet.servers[server_id].gpu_label.split(",")]
+        server = self._fleet.servers.get(server_id)
+        found = [readings.get(uuid) for uuid in server.gpu_label.split(",")] if server else []
         fresh = [r.utilisation_percent for r in found if r and time.time() - r.at_s < limit_s]
         known = [percent for percent in fresh if percent is not None]
-        return max(known) if len(known) == len(found) else None
+        return max(known) if known and len(known) == len(found) else None
 
     def comparable(self, card: str) -> set[str]:
         """Cards whose servers do the same work: a fault that they suffer, too, is not this card's."""

@@ -79,6 +79,11 @@ _SERVERS = (
     _counter("server_watchdog_findings", "Findings of the watchdog", "server", "finding"),
     _gauge("server_model_info", "1; the model that is loaded", "server", "model", "context_length"),
 )
+_HOSTS = (
+    _gauge("hosts", "Joined hosts", "state"),
+    _gauge("host_up", "1 while the joined host is here", "host"),
+    _gauge("host_clock_ahead_seconds", "How far the clock of the joined host is ahead of ours", "host"),
+)
 _GPUS = (
     _gauge("gpu_info", "1; what the card is", *_GPU, "name", "serial", "slot", "driver"),
     _gauge("gpu_up", "1 where the driver lists the card and answers for it", *_GPU),
@@ -117,4 +122,4 @@ _BURNIN = (
     _gauge("burnin_verdict", "1 for the verdict of the latest run that ended", *_GPU, "verdict"),
     _gauge("burnin_finished_timestamp_seconds", "When that run ended, seconds since the epoch"),
 )
-KINDS: tuple[Kind, ...] = (*_HOST, *_JOBS, *_WORK, *_SERVERS, *_GPUS, *_BURNIN)
+KINDS: tuple[Kind, ...] = (*_HOST, *_JOBS, *_WORK, *_SERVERS, *_HOSTS, *_GPUS, *_BURNIN)

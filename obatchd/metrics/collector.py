@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector as LibraryCollector
 
 from obatchd.metrics.gpus import of_card, read_gpus
 from obatchd.metrics.host import read_host, read_jobs
+from obatchd.metrics.joined import read_joined
 from obatchd.metrics.servers import read_people, read_servers
 from obatchd.metrics.sheet import NONE, Sheet
 from obatchd.metrics.sources import Sources
@@ -37,9 +38,10 @@ class Collector(LibraryCollector):
         for (method, route, status), count in sources.http_calls.items():
             labels = NONE.and_("method", method).and_("route", route).and_("status", str(status))
             sheet.put("obatch_http_requests_total", count, labels)
-        read_servers(sheet, sources.policy.fleet.servers.values(), engine.dispatcher)
+        read_servers(sheet, sources.policy.fleet.all.values(), engine.dispatcher)
         read_people(sheet, engine.dispatcher.desk)
         read_gpus(sheet, sources.policy, sources.xids)
+        read_joined(sheet, sources.joined.values())
         self._read_burnin(sheet)
         return sheet
 

@@ -9,7 +9,7 @@ from obatchd.gpus.track import Track
 from obatchd.metrics.sheet import NONE, Labels, Sheet
 from obatchd.metrics.sources import XidCounts
 
-_LEVELS = ("ok", "warn", "quarantine", "unknown")
+LEVELS = ("ok", "warn", "quarantine", "unknown")
 _LIMITS = {"max": "temp_max_c", "slowdown": "temp_slowdown_c", "shutdown": "temp_shutdown_c"}
 _AS_THEY_ARE = {
     "memory_used_bytes": "memory_used_bytes",
@@ -70,7 +70,7 @@ def _read_identity(sheet: Sheet, card: Identity, labels: Labels) -> None:
 def _read_health(sheet: Sheet, monitor: Monitor, uuid: str, labels: Labels, *, blind: bool) -> None:
     record, found = monitor.records[uuid], monitor.assessments.get(uuid)
     level = "quarantine" if record.quarantine else "unknown" if blind or found is None else found.level
-    sheet.one_of("obatch_gpu_health", level, _LEVELS, "level", labels)
+    sheet.one_of("obatch_gpu_health", level, LEVELS, "level", labels)
     sheet.put("obatch_gpu_lent", float(bool(record.lent_until_s)), labels)
     for finding in found.findings if found is not None else ():
         if finding.level != "ok":
@@ -83,7 +83,7 @@ def _read_track(sheet: Sheet, track: Track, labels: Labels, *, asleep: bool) -> 
     if reading is not None:
         sheet.put("obatch_gpu_up", float(reading.trouble != "lost"), labels)
         if not asleep:
-            _read_reading(sheet, reading, labels)
+            read_reading(sheet, reading, labels)
     if track.slow is not None:
         _read_slow(sheet, track.slow, labels)
     energy_j = reading.energy_j if reading is not None else None
@@ -92,7 +92,8 @@ def _read_track(sheet: Sheet, track: Track, labels: Labels, *, asleep: bool) -> 
     sheet.put("obatch_gpu_energy_joules_total", energy_j, labels)
 
 
-def _read_reading(sheet: Sheet, reading: Reading, labels: Labels) -> None:
+def read_reading(sheet: Sheet, reading: Reading, labels: Labels) -> None:
+    """The values of one moment."""
     for metric, name in _AS_THEY_ARE.items():
         sheet.put(f"obatch_gpu_{metric}", getattr(reading, name), labels)
     sheet.put("obatch_gpu_utilization_ratio", _share(reading.utilisation_percent), labels)

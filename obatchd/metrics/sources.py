@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from attrs import define, field, frozen
 
 from obatchd.burnin.run.manager import Burnin
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import XidEvent
@@ -39,3 +41,4 @@ class Sources:
     host: HostCommands
     xids: XidCounts
     http_calls: Counter[tuple[str, str, int]]  # method, route, status
+    joined: Mapping[str, JoinedHost] = field(factory=dict)  # by name

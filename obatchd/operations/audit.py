@@ -13,7 +13,15 @@ from msgspec import UNSET
 
 from obatchd import log
 from obatchd.control.auth import Caller
-from obatchd.documents.audit import GPU_QUARANTINED, KINDS, SESSION_OPENED, AuditAsked, AuditDocument, AuditEntry
+from obatchd.documents.audit import (
+    GPU_QUARANTINED,
+    HOST_JOINED,
+    KINDS,
+    SESSION_OPENED,
+    AuditAsked,
+    AuditDocument,
+    AuditEntry,
+)
 from obatchd.errors import ConfigError, ObatchError, SpoolError
 from obatchd.gpus.monitor import MonitorListener, Quarantine
 from obatchd.live.audit import AuditLog, entry_of_itself
@@ -96,6 +104,17 @@ class PagesOpened:
     async def opened(self, caller: Caller, session: str) -> None:
         rights = "administrator" if caller.is_administrator else ""
         await self._audit.record(entry_of(caller, SESSION_OPENED, session, owner=caller.uid, detail=rights))
+
+
+@define(eq=False)
+class HostsJoined:
+    """Implements :class:`obatchd.cluster.head.door.JoinListener`."""
+
+    _audit: AuditLog
+
+    async def host_joins(self, name: str, address: str, enrolment: str) -> None:
+        by = f"by enrolment {enrolment}" if enrolment else "by a code"
+        await self._audit.record(entry_of_itself(HOST_JOINED, name, f"from {address} {by}"))
 
 
 @define(eq=False)

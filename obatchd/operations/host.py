@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
 
@@ -13,6 +13,8 @@ from attrs import define, field
 from msgspec import UNSET
 
 from obatchd import __version__
+from obatchd.cluster.head.joined import JoinedHost
+from obatchd.cluster.head.standing import brief, notices_of, reasons_of
 from obatchd.control.auth import Caller, daemon_itself
 from obatchd.delivery.documents import job_document
 from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING
@@ -29,6 +31,7 @@ from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
+from obatchd.servers.server import ServerFace
 from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
@@ -47,6 +50,10 @@ class HostCommands:
     _alarms: Alarms
     reload: Callable[[], Awaitable[Reloaded]]
     started_s: float = field(factory=time.time, init=False)
+
+    @property
+    def _hosts(self) -> Mapping[str, JoinedHost]:
+        return self._servers.hosts
 
     def status(self, caller: Caller, jobs: int | None = None) -> documents.Status:
         engine = self._engine
@@ -82,6 +89,7 @@ class HostCommands:
             ],
             interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,
+            hosts=[brief(self._hosts[name]) for name in sorted(self._hosts)] or UNSET,
         )
 
     def state(self, *, held_up: bool) -> str:
@@ -120,7 +128,8 @@ class HostCommands:
     def _notices(self, caller: Caller) -> list[str]:
         audit = self._engine.work.audit.problem
         alarms = [*self._alarms.troubles(), *([audit] if audit else [])] if caller.is_administrator else []
-        return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *alarms]
+        hosts = [notice for host in self._hosts.values() for notice in notices_of(host)]
+        return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *hosts, *alarms]
 
     async def test_alarms(self) -> AlarmsTested:
         return AlarmsTested(await self._alarms.test())
@@ -144,17 +153,19 @@ class HostCommands:
             if key in jobs and caller.may_see(jobs[key].row.owner):
                 reasons.append(reason)
         reasons += held_up
-        servers = list(self._fleet.servers.values())
-        reasons += [f"server {server.in_words}" for server in servers if server.down]
+        servers = list(self._fleet.all.values())
+        for host in self._hosts.values():
+            reasons += reasons_of(host)
+        reasons += [f"server {server.in_words}" for server in servers if server.down and not self._is_away(server)]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
         if blind := self._watch.blind:
             reasons.append(blind)
         if self._watch.probe.host_trouble[0]:
             reasons.append(self._watch.probe.host_trouble[1])
-        reasons += [f"server {server.id} waits: {server.shared_with}" for server in servers if "shared" in server.holds]
+        reasons += [f"server {server.id} waits: {why}" for server in servers if (why := server.holds.get("shared"))]
         if not servers:
-            reasons.append("there is no server")
+            reasons.append(self._no_server())
         if STOPPING in holds:
             return "stopping", reasons
         if DRAINING in holds:
@@ -164,6 +175,16 @@ class HostCommands:
         if PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
+
+    def _is_away(self, server: ServerFace) -> bool:
+        """Whether it is down with its whole host."""
+        host = self._hosts.get(server.host) if server.host else None
+        return host is not None and host.session is None
+
+    def _no_server(self) -> str:
+        if self._engine.settings.value.cluster.door is None or self._hosts:
+            return "there is no server"
+        return "there is no server, and no host has joined yet: obatchctl hosts code prints what to type on one"
 
 
 def _lacking(servers: Iterable[documents.ServerEntry]) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from attrs import Factory, define, field
 from msgspec import UNSET
 
 from obatchd.client.runtime import guarded_ports
+from obatchd.cluster.head.joined import JoinedHost
+from obatchd.cluster.head.server import HostedServer
 from obatchd.control.auth import Caller
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.tuning.tuner import Tuner
@@ -47,10 +50,12 @@ class ServerCommands:
     _fleet: Fleet
     _probe: Probe
     _tuner: Tuner
+    hosts: Mapping[str, JoinedHost] = field(factory=dict)  # joined ones, by name
     _actions: TaskSet = field(default=Factory(TaskSet, takes_self=True), init=False)
 
     def all(self) -> list[ServerEntry]:
-        return [self._document(server) for server in self._fleet.servers.values()]
+        guests = sorted(self._fleet.guests.values(), key=_by_host)
+        return [self._document(server) for server in (*self._fleet.servers.values(), *guests)]
 
     def tuning(self) -> SlotTuning:
         managed = any(isinstance(server, ManagedServer) for server in self._fleet.servers.values())
@@ -58,12 +63,13 @@ class ServerCommands:
 
     def _find(self, server_id: str) -> ServerFace:
         """The server of this id, or at this address as [ollama_instances] has it."""
-        servers = self._fleet.servers
+        servers = self._fleet.all
         if server_id in servers:
             return servers[server_id]
         with contextlib.suppress(ValueError, KeyError):
             _, host, port = addresses.split(server_id)
-            found = (server for server in servers.values() if addresses.split(server.base_url)[1:] == (host, port))
+            here = self._fleet.servers.values()
+            found = (server for server in here if addresses.split(server.base_url)[1:] == (host, port))
             if (server := next(found, None)) is not None:
                 return server
         known = ", ".join(servers) or "none"
@@ -106,6 +112,8 @@ class ServerCommands:
 
     def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
         server = self._find(server_id)
+        if isinstance(server, HostedServer):
+            return server.log(lines, follow=follow)
         if not isinstance(server, ManagedServer):
             raise ControlError(f"{server.id} runs elsewhere: its output is on its own host", code="remote")
         return read_log(server.log_file, lines, follow=follow)
@@ -131,8 +139,8 @@ class ServerCommands:
             server,
             state=server.state.value,
             url=server.base_url,
-            gpu=self._gpu(server.gpu) if server.gpu else None,
-            gpus=[self._gpu(gpu) for gpu in server.gpus],
+            gpu=self._gpu(server, server.gpu) if server.gpu else None,
+            gpus=[self._gpu(server, gpu) for gpu in server.gpus],
             loaded=loaded,
             loading=loading,
             in_flight=link.started if link else 0,
@@ -143,12 +151,27 @@ class ServerCommands:
             worker_pid=link.worker.pid if link and link.worker else None,
             cannot_have=_refused(link) or UNSET if link else UNSET,
             families=link.families or UNSET if link else UNSET,
+            host=server.host or UNSET,
         )
 
-    def _gpu(self, gpu: Gpu) -> ServerGpu:
-        reading = self._probe.readings.get(gpu.uuid) if self._probe.state == "ok" else None  # else of an earlier time
+    def _gpu(self, server: ServerFace, gpu: Gpu) -> ServerGpu:
+        if server.host:
+            host = self.hosts.get(server.host)
+            reading = host.sensors.reading(gpu.uuid) if host is not None and host.session is not None else None
+        else:
+            reading = self._probe.readings.get(gpu.uuid) if self._probe.state == "ok" else None  # else of earlier
         reading = reading or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
         return excerpt(ServerGpu, reading, index=gpu.index, name=gpu.name)
+
+
+def _by_host(server: ServerFace) -> tuple[list[str | int], list[str | int]]:
+    """For sorting: by the name of the host, then its own, and numbers in them as such."""
+    return _numbered(server.host), _numbered(server.id)
+
+
+def _numbered(name: str) -> list[str | int]:
+    """The parts of a name; every second one is a number."""
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)]
 
 
 def _refused(link: Link) -> list[RefusedModel]:

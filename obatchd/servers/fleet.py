@@ -108,7 +108,7 @@ class Fleet:
         settings, probe = self._settings, self._probe
         self.lacks_gpus = settings.gpus.use != "none" and not probe.gpus
         hidden = probe.state == "unknown" or (probe.state == "absent" and probe.code not in ("no_driver", "no_gpu"))
-        if self.lacks_gpus and hidden:
+        if self.lacks_gpus and hidden and not self._waits_for_hosts:
             raise GpuError(f'{probe.message} To go on without GPUs, set gpus = "none".', code=probe.code)
         count = settings.servers.cpu_servers
         if self.lacks_gpus and (isinstance(settings.gpus.use, list) or settings.servers.group or not count):
@@ -122,6 +122,9 @@ class Fleet:
             log.warning("gpus_limited", reason=self._limit)
         if planned or settings.ollama_instances:
             return planned
+        if self._waits_for_hosts:
+            log.info("hosts_awaited", reason=f"This machine has no server of its own: {probe.message or self._limit}")
+            return []
         if count == 0:
             raise ConfigError(
                 "There is no GPU to use, no server in [ollama_instances], and servers.cpu_servers is 0: name one."
@@ -132,6 +135,13 @@ class Fleet:
             "cpu_only", cpu_servers=count, reason=f"{why} There is no remote server either, so the CPU does the work."
         )
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
+
+    @property
+    def _waits_for_hosts(self) -> bool:
+        """Whether other hosts do the work where this one has no GPU; its CPU does some only where that is asked."""
+        servers = self._settings.servers
+        of_cpu = "cpu_servers" in servers.model_fields_set and servers.cpu_servers > 0
+        return self._settings.cluster.door is not None and not of_cpu
 
     def _make(self, planned: list[PlannedServer]) -> None:
         if planned:

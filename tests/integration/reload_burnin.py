@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from burnin_support import Card, make_plan, simulate, uuid
 from settings_support import in_force, reload
-from test_burnin_run import Bench
+from burnin_bench import Bench
 from test_burnin_verdict import judged
 
 from obatchd.burnin.journal import journal

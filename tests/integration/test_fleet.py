@@ -335,6 +335,16 @@ def test_sweep_finds_nothing_on_a_clean_machine(tmp_path: Path) -> None:
     assert sweep(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize(
+    ("servers", "count"), [({}, 0), ({"cpu_servers": 0}, 0), ({"cpu_servers": 1}, 1)], ids=["default", "none", "one"]
+)
+async def test_a_head_without_gpus_waits_for_hosts(tmp_path: Path, servers: dict[str, int], count: int) -> None:
+    head = settings("none", servers=servers, cluster={"listen": "127.0.0.1:7700"})
+    async with running(head, tmp_path) as bench:
+        assert len(bench.fleet.servers) == count
+        assert bench.fleet.all == bench.fleet.servers
+
+
 async def test_cpu_servers_where_there_is_nothing_else(tmp_path: Path) -> None:
     async with running(settings("none", servers={"cpu_servers": 2}), tmp_path) as bench:
         servers = await bench.ready()

@@ -127,17 +127,17 @@ class Desk(Street):
         self.reloads = 0
         attached: Any = None  # what they do to servers is tried elsewhere
         self.hosts = {name: JoinedHost(name, attached) for name in self.joined}
+        hosts = self.hosts
         models: Any = self.store
         unused: Any = None
         tuner = self.engine.dispatcher.tune(DictFacts(), self, self.engine.dispatcher.desk)
-        commands = ServerCommands(self.engine, self.fleet, self.probe, tuner)
+        commands = ServerCommands(self.engine, self.fleet, self.probe, tuner, hosts)
         host_commands = HostCommands(self.engine, self.fleet, commands, models, self.watch, alarms, self._reload)
         self.burnin: Any = SimpleNamespace(brief=lambda: None, ended=None)
         self.calls, xids = Counter[tuple[str, str, int]](), XidCounts()
         self.policy.monitor.listen(xids)
-        self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
+        self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls, self.hosts)
         self.metrics = Exposition(self.sources)
-        hosts = self.hosts
         jobs, cards = JobCommands(self.engine), GpuCards(self.policy, self.probe)
         gpus = GpuService(cards, self.work.audit, hosts)
         overviews = HostOverviews(self.engine, host_commands, gpus, self.burnin)

@@ -196,6 +196,11 @@ CASES: dict[str, Case] = {
         {f"obatch_server_restarts_total{{{SERVER}}}": "0x5 1 2 3 4 5x100"},
         [{f"obatch_server_restarts_total{{{SERVER}}}": "0x5 1 2 3x100"}],
     ),
+    "ObatchHostAway": Case(
+        6,
+        {f'obatch_host_up{{{HOST},host="node07"}}': "0x100"},
+        [{f'obatch_host_up{{{HOST},host="node07"}}': values} for values in ("0x3 1x100", "1x100")],
+    ),
     "ObatchBlind": Case(3, {f"obatch_probe_up{{{HOST}}}": "0x100"}, [{f"obatch_probe_up{{{HOST}}}": "1x100"}, {}]),
     "ObatchReadingsOld": Case(
         5,

@@ -241,6 +241,8 @@ async def test_a_backup_is_for_its_maker_alone_and_secrets_are_asked_for(
         (work / "files" / "file-1" / "content").write_text("uploaded")
         (work / "logs").mkdir(exist_ok=True)
         (work / "logs" / "gpu0.log").write_text("log")
+        (work / "cluster").mkdir()
+        (work / "cluster" / "certificate.pem").write_text("sha-of-a-key and the key of a head")
         without = await backed_up(rig, tmp_path / "without.tar")
         whole = await backed_up(rig, tmp_path / "whole.tar", secrets=True, results=False)
     for name in ("without.tar", "whole.tar"):
@@ -250,6 +252,7 @@ async def test_a_backup_is_for_its_maker_alone_and_secrets_are_asked_for(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "whole.tar", "without.tar"]
     assert (without.manifest.secrets, whole.manifest.secrets, whole.manifest.results) == (False, True, False)
     assert not [name for name in names(tmp_path / "whole.tar") if name.startswith("outbox/")]
+    assert "work/cluster/certificate.pem" in names(tmp_path / "whole.tar")
     assert b"sha-of-a-key" in (tmp_path / "whole.tar").read_bytes()
     assert b"sha-of-a-key" not in (tmp_path / "without.tar").read_bytes()
 

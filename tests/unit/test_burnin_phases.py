@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from burnin_bench import Bench
 from burnin_support import uuid
 from stress_devices import Flips, Hangs, Killed, device_with
-from test_burnin_run import Bench
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Bucket, PhaseBegun, StressEnded, StressOpened

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from burnin_bench import Bench
 from burnin_support import uuid
 from test_burnin_phases import records, until_phase
-from test_burnin_run import Bench
 
 from obatchd.burnin.journal.records import OutsideEnded
 from obatchd.burnin.run import programs, run

@@ -59,8 +59,10 @@ class Host:
         self.rig = rig
         self.gpus = Bench(count=2).gpus
         self.servers = [OnCard(f"gpu{n}", gpu, SMALL) for n, gpu in enumerate(self.gpus)]
+        servers = {each.id: each for each in self.servers} | {"far": SimpleNamespace(state=ServerState.READY)}
         fleet: Any = SimpleNamespace(
-            servers={each.id: each for each in self.servers} | {"far": SimpleNamespace(state=ServerState.READY)},
+            servers=servers,
+            all=servers,
             swept_s=[],
         )
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)

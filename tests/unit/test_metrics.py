@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector as LibraryCollector
 from prometheus_support import PROMTOOL, needs_promtool
 from settings_support import in_force, reload
 
+from obatchd.cluster.head.joined import JoinedHost
 from obatchd.counters import OTHER, WORK_S, Histogram, WorkByModel
 from obatchd.delivery.advice import CODES
 from obatchd.dispatch.link import Link
@@ -144,6 +145,10 @@ def registry_of(sheet: Sheet) -> CollectorRegistry:
 
 async def everything(there: Desk) -> None:
     """A daemon in which every metric has a value."""
+    unused: Any = None
+    host = there.hosts["node07"] = JoinedHost("node07", unused)
+    session: Any = object()
+    host.session = session
     reload(there.work.settings, "metrics.owners", True)
     live = await there.take(*[f"what is {number}?" for number in range(4)])
     await there.answer(live, 1, 2)

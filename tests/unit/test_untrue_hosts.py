@@ -16,7 +16,7 @@ from hosts_support import HeadRig, StandInHost, heads, host_news, server_news, u
 from obatchd.cluster import messages
 from obatchd.cluster.head import attendance
 from obatchd.dispatch import protocol
-from obatchd.gpus.model import Gpu
+from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -136,7 +136,7 @@ NEWS: dict[str, dict[str, Any]] = {
     "negative restarts": {"restarts": -1},
     "a name that is none": {"id": "../gpu0"},
     "no name": {"id": ""},
-    "a reason without end": {"reason": "x" * 10_000},
+    "a reason without end": {"reason": "x" * 100_000},
     "an address that is none": {"base_url": "file:///etc/passwd"},
     "a context of nothing": {"loaded": Profile("small", 0)},
     "GPUs without end": {"gpus": [Gpu("GPU-1", "H100", 0, "", None, "")] * 1000},
@@ -164,7 +164,10 @@ OUT_OF_TURN: dict[str, Callable[[StandInHost], object]] = {
     "a channel that is none": lambda host: host.session.send(50, b"x"),
     "a second hello": lambda host: host.say(messages.Hello(b"", "node07", "0.2.0", "", "", 0.0)),
     "an alarm that is none": lambda host: host.say(messages.AlarmNews("DiskLow", {"reason": 7})),
-    "news without end": lambda host: host.say(host_news(leaving="x" * 10_000)),
+    "a reading of a GPU that is too busy": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", 0.0, 101)])),
+    "a reading of no energy": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", 0.0, energy_j=NAN)])),
+    "a reading of no time": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", NAN)])),
+    "news without end": lambda host: host.say(host_news(leaving="x" * 100_000)),
 }
 
 

@@ -50,7 +50,7 @@ class Journal:
         Raises OSError where the disk refuses, or the file is closed; nothing was added, so the same records may be
         given again.
         """
-        data = b"".join(_encoder.encode(record) + b"\n" for record in records)
+        data = b"".join(encoded(record) + b"\n" for record in records)
         if not data:
             return
         with self._lock:
@@ -92,15 +92,26 @@ class RecordWriter:
                 _log.error("burnin_not_written", run=begun(self.records).plan.run, reason=str(error))
 
 
+def encoded(record: Record) -> bytes:
+    """A record as a line of a journal, without its end."""
+    return _encoder.encode(record)
+
+
+def decoded(lines: Iterable[bytes]) -> list[Record]:
+    """The records in lines; torn ones, and those of another version that are not known here, are passed over."""
+    records: list[Record] = []
+    for line in lines:
+        with contextlib.suppress(msgspec.DecodeError):
+            records.append(_decoder.decode(line))
+    return records
+
+
 def read(path: Path) -> list[Record]:
     """Every whole record of a run; torn lines of a crash are passed over.
 
     Raises StoreError where the file does not begin as a run does.
     """
-    records: list[Record] = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(msgspec.DecodeError):
-            records.append(_decoder.decode(line))
+    records = decoded(path.read_bytes().splitlines())
     if not records or not isinstance(records[0], Begun):
         raise StoreError(f"{path} is not the journal of a burn-in run.")
     return records

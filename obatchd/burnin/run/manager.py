@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def as_asked(asked: dict[str, Any]) -> Asked:
         return msgspec.convert(asked, Asked)
     except msgspec.ValidationError as error:
         raise ConfigError(f"no such burn-in can be run: {misfit(error)}", code="bad_request") from None
+
+
+def new_run(known: Collection[str] = ()) -> str:
+    """An id for a run that begins now, none of those ``known``."""
+    now_s = time.time()
+    while (run := time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))) in known:
+        now_s += 1
+    return run
 
 
 class Burnin:
@@ -158,8 +167,12 @@ class Burnin:
 
     async def start_part(self, wanted: Asked, whole: Plan) -> None:
         """Begin this host's part of a run over several; nothing where it has begun already. Raises as :meth:`start`."""
-        if whole.run not in await asyncio.to_thread(self._shelf.runs):
-            await self._start(wanted, whole)
+        known = whole.run in await asyncio.to_thread(self._shelf.runs)
+        if known and (await asyncio.to_thread(self._shelf.ends, whole.run))[0].plan.over_hosts:
+            return
+        if known and self.active is None:
+            raise ControlError(f"an earlier burn-in here is called {whole.run}, too: try again", code="busy")
+        await self._start(wanted, whole)
 
     async def _start(self, wanted: Asked, whole: Plan | None) -> None:
         if self.active is not None:
@@ -167,10 +180,10 @@ class Burnin:
                 f"burn-in {self.active.plan.run} is running; wait for it, or: obatchctl burnin stop", code="busy"
             )
         chosen = self._choose(wanted)
-        units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
+        units = self._as_units(chosen)
         gpus = [unit.uuid for unit in units]
         retest = [gpu.uuid for gpu, _ in chosen if self._host.quarantine_reason(gpu)]
-        run, missing = time.strftime("%Y%m%d-%H%M%S", time.gmtime()), self._host.missing_loads()
+        run, missing = new_run(), self._host.missing_loads()
         made = plan.make(run, wanted, gpus, self._host.settings(), retest, missing)
         made = made if whole is None else plan.of_host(made, whole)
         host = await asyncio.to_thread(describe)
@@ -243,6 +256,23 @@ class Burnin:
             end=ended.text if ended else "",
             gpus=[ListedGpu(unit.uuid, unit.index, unit.name, verdicts.get(unit.uuid, "")) for unit in begun.units],
         )
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there is a GPU with a server here."""
+        return bool(self._host.gpus_of)
+
+    def units(self, wanted: Asked) -> list[Unit]:
+        """All GPUs with a server here; where none is named only those that a run takes then."""
+        named = [(gpu, name) for name, gpus in self._host.gpus_of.items() for gpu in gpus]
+        return self._as_units([(g, n) for g, n in named if wanted.gpus or not self._host.quarantine_reason(g)])
+
+    def _as_units(self, chosen: Sequence[tuple[Gpu, str]]) -> list[Unit]:
+        return [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
+
+    async def run_ids(self) -> list[str]:
+        """Of all runs, oldest first."""
+        return await asyncio.to_thread(self._shelf.runs)
 
     def _choose(self, asked: Asked) -> list[tuple[Gpu, str]]:
         """The GPUs meant, each with its server. Raises ConfigError where there is none, or one cannot be used now."""

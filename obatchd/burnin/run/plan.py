@@ -111,6 +111,11 @@ def make(
     )
 
 
+def named(asked: Asked, whole: Plan) -> Asked:
+    """The wish to one host of a run, with the settings of the head in it: the host's may differ."""
+    return msgspec.structs.replace(asked, model=whole.model or asked.model, duration=f"{whole.duration_s:.0f}s")
+
+
 def of_host(made: Plan, whole: Plan) -> Plan:
     """The plan of one host, ``made`` by itself, as its part of a run over several: measured and judged as the whole.
 
@@ -119,6 +124,7 @@ def of_host(made: Plan, whole: Plan) -> Plan:
     return msgspec.structs.replace(
         made,
         run=whole.run,
+        duration_s=whole.duration_s,
         context_length=whole.context_length,
         canary_s=whole.canary_s if made.canary_s else 0.0,
         canary_runs=whole.canary_runs,

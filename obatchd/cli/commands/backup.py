@@ -25,7 +25,11 @@ def _named(_ctx: click.Context, _parameter: click.Parameter, file: Path) -> Path
 
 @click.command("backup", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path), callback=_named)
-@click.option("--secrets", is_flag=True, help="With the hashes of keys, so that programs can go on with theirs.")
+@click.option(
+    "--secrets",
+    is_flag=True,
+    help="With the hashes of keys and what hosts know the head by: programs and hosts go on with theirs.",
+)
 @click.option("--no-results", is_flag=True, help="Without outbox and failed.")
 def backup_command(invocation: Invocation, file: Path, secrets: bool, no_results: bool) -> None:
     """Write everything in the spool into one file.

@@ -9,8 +9,9 @@ from functools import partial
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, Span
+from obatchd.cli.command import Command, Document, Invocation, Span
 from obatchd.cli.views.status import render
+from obatchd.cli.views.waiting import screen_lines
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.client.runtime import restart_command
 from obatchd.errors import ConfigError, ControlError, ObatchError
@@ -34,10 +35,15 @@ def status_command(invocation: Invocation, watch: bool, interval: float) -> None
     """Show servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""
     look = partial(invocation.client().get, "status")
     if watch:
-        show_again(invocation, interval, look, render)
+        show_again(invocation, interval, look, _fitted)
     status = look()
     invocation.answer(status, view=render)
     sys.exit(exit_codes.FAILED if status["state"] == "degraded" else exit_codes.OK)
+
+
+def _fitted(status: Document) -> list[str]:
+    """The page for a screen, if need be with a line for each host."""
+    return render(status, screen_lines())
 
 
 @click.command("metrics", cls=Command)

@@ -12,7 +12,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.config import SYSTEM_FILE
-from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks, store_checks
+from obatchd.cli.doctor import alarm_checks, host_checks, joined_checks, spool_checks, store_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.control import ControlClient
@@ -94,6 +94,8 @@ def _checks(spool: Path, known: Settings | None, found: Document | ObatchError) 
         yield undelivered
     elif known:
         yield alarm_checks.alarms(known)
+    if status and (status.get("hosts") or settings.cluster.door is not None):
+        yield from joined_checks.joined(status)
     yield from spool_checks.daemon(spool, found)
     yield from spool_checks.directories(spool)
     yield spool_checks.disk(spool, settings)

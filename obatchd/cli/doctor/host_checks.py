@@ -39,6 +39,7 @@ def driver(settings: Settings) -> CheckResult:
     if isinstance(use, str) and use != "all":
         return ok("gpus", f"gpus = {use}: the driver is not needed")
     output = _run([sys.executable, "-P", "-m", "obatchd.cli.doctor.nvml_report"])
+    work = "joined hosts do the work" if settings.cluster.door is not None else ""
     if output is None:
         return bad("gpus", f"the driver does not answer within {_COMMAND_TIMEOUT_S:.0f} s", "sudo dmesg | grep -i nvrm")
     try:
@@ -50,7 +51,8 @@ def driver(settings: Settings) -> CheckResult:
             return bad("gpus", text, f"{sys.executable} -P -m obatchd.cli.doctor.nvml_report")
         report = {"error": f"NVML cannot be asked: its process ended, {said}"}
     if "error" in report:
-        return _without_nvidia(f"no usable NVIDIA driver ({report['error']})")
+        found = f"no usable NVIDIA driver ({report['error']})"
+        return ok("gpus", f"{found}: {work}") if work else _without_nvidia(found)
     if not report["gpus"]:
         return warn("gpus", f"driver {report['driver']}, but no GPU", "lspci | grep -i nvidia")
     names = ", ".join(sorted(set(report["gpus"])))
@@ -94,6 +96,8 @@ def ollama(settings: Settings, status: dict[str, Any] | None = None) -> CheckRes
     if settings.servers.ollama == "simulator" or str(settings.gpus.use).startswith("simulated:"):
         return ok("ollama", "stand-ins answer: Ollama need not be installed on this host")
     binary = shutil.which(settings.servers.ollama)
+    if binary is None and settings.cluster.door is not None:
+        return ok("ollama", "not installed on this host: joined hosts have theirs")
     if binary is None:
         text = f"there is no program {settings.servers.ollama}; install Ollama (https://ollama.com/download/linux)"
         return bad("ollama", text + ", or set servers.ollama to its path", "which ollama")
@@ -118,7 +122,7 @@ def ports(settings: Settings, status: dict[str, Any] | None, *, runs: bool = Fal
         text = f"servers.listen = {listen} is no address of this host: no server can start"
         return bad("ports", text, "ip -brief address")
     if status is not None:
-        servers = [server for server in status["servers"] if server["kind"] == "managed"]
+        servers = [each for each in status["servers"] if each["kind"] == "managed" and not each.get("host")]
         held = [port for server in servers if (port := urlsplit(server["url"]).port) and _port_fault(listen, port)]
         used = (
             f"the daemon's servers use {', '.join(map(str, sorted(held)))}"

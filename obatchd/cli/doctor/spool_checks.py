@@ -14,6 +14,7 @@ from pathlib import Path
 from obatchd.cli.command import Document
 from obatchd.cli.doctor.account import Account, may, other_account, owner_of
 from obatchd.cli.doctor.alarm_checks import is_of_alarms
+from obatchd.cli.doctor.joined_checks import is_of_hosts
 from obatchd.cli.doctor.result import CheckResult, bad, missing_groups, nearest, ok, warn
 from obatchd.cli.views.text import size
 from obatchd.client.runtime import first_start, given_up, is_service, repair_command, start_command
@@ -47,10 +48,15 @@ def daemon(spool: Path, found: Document | ObatchError) -> list[CheckResult]:
     content = ok("daemon", f"{found['state']}, pid {found['pid']}, version {found['version']}")
     if (word := _ENDED_BY.get(found["state"])) and not found["reasons"]:
         content = warn("daemon", f"{content.text}; no prompt is sent to a server", f"obatchctl --spool {spool} {word}")
-    notices = [warn("daemon", notice, look) for notice in found["notices"] if not is_of_alarms(notice)]
+    notices = [
+        warn("daemon", notice, look)
+        for notice in found["notices"]
+        if not is_of_alarms(notice) and not is_of_hosts(notice, found)
+    ]
     if found["state"] != "degraded":
         return [*notices, content]
-    told = [_trouble(reason, found["servers"], spool) for reason in found["reasons"]]
+    reasons = [reason for reason in found["reasons"] if not is_of_hosts(reason, found)]
+    told = [_trouble(reason, found["servers"], spool) for reason in reasons]
     if all(result.about == "server" for result in told):
         told.append(bad("daemon", f"{content.text}: see the lines above", look))
     return [*notices, *told]

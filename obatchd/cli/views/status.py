@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from obatchd.cli.command import Document, clean
+from obatchd.cli.views.fleet import host_table, not_ready
 from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table, wrapped
 from obatchd.users import user_name
 from obatchd.words import counted, energy, job_ending, server_state
@@ -17,21 +18,37 @@ from obatchd.words import counted, energy, job_ending, server_state
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
+_MOST_ILL = 4  # lines about servers that are not ready, where there is a line for each host
+_LEAST_HOSTS = 5  # lines about hosts
 _JOB_HEADINGS = (
     "JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>REQUESTS/S", "?>TOKENS/S", ">LEFT/TOOK",
 )  # fmt: skip
 
 
-def render(status: Document) -> list[str]:
-    """The whole page, as lines."""
+def render(status: Document, room: int | None = None) -> list[str]:
+    """The whole page, as lines.
+
+    Where it has more than ``room``, and servers of joined hosts are among them, there is a line for each host in place
+    of one for each server.
+    """
+    lines = _page(status, server_table(status["servers"], told=status["reasons"]))
+    if room is None or len(lines) <= room or not (hosts := status.get("hosts")):
+        return lines
+    told, around = status["reasons"], len(_page(status, []))
+    ill = not_ready(status["servers"], told, _MOST_ILL)
+    fewer = host_table(status["servers"], hosts, max(room - around - len(ill), _LEAST_HOSTS))
+    return _page(status, [*fewer, *ill])
+
+
+def _page(status: Document, servers: list[str]) -> list[str]:
     up = duration(age_s(status["started_at"]))
     rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
     lines = [f"{styled(clean(status['state']))} · {clean(rest)}"]
     lines += [click.style(line, fg="red") for reason in status["reasons"] for line in wrapped(reason, "  ! ")]
-    lines += ["", *server_table(status["servers"], told=status["reasons"])]
-    here = [server for server in status["servers"] if server["kind"] != "remote"]
+    lines += ["", *servers]
+    here = [server for server in status["servers"] if server["kind"] != "remote" and not server.get("host")]
     untold = status["gpus"]["state"] != "ok" and status["gpus"]["message"] not in status["reasons"]
-    if untold and (here or not status["servers"]):  # else nobody needs GPUs of this host
+    if untold and (here or not (status["servers"] or status.get("hosts"))):  # else nobody needs GPUs of this host
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
     if waiting := status.get("waiting_for_restart"):

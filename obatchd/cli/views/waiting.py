@@ -26,6 +26,7 @@ DOWN_S = 120.0  # a daemon that is being restarted is waited for
 _TIME = re.compile(r" \([^()]*next try at .*?\)")
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
+_BELOW = 2  # lines below a view that is shown again and again
 # Of a terminal (ECMA-48, xterm): its second screen, so that nothing of the first is lost; no flicker by erasing late.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _ERASE_LINE, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[K\x1b[J"
@@ -139,13 +140,22 @@ def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document
             _control(_LEAVE)
 
 
+def screen_lines() -> int | None:
+    """So many lines of a view fit into the terminal; None: there is none, or it does not tell."""
+    try:
+        lines = os.get_terminal_size(sys.stdout.fileno()).lines
+    except (OSError, ValueError):
+        return None
+    return max(lines - _BELOW, 1) if lines else None
+
+
 def _draw(look: Callable[[], Document], view: View) -> None:
     try:
         lines = [*view(look())]
     except DaemonDownError as error:  # it may come back
         lines = [clean(error.message)]
-    room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines) + 2
-    lines = [*lines[: max(room - 2, 1)], "", click.style("Ctrl-C ends this view.", dim=True)]
+    room = (screen_lines() or len(lines)) + _BELOW
+    lines = [*lines[: max(room - _BELOW, 1)], "", click.style("Ctrl-C ends this view.", dim=True)]
     shown = lines[:room] if terminal.coloured(sys.stdout) else map(click.unstyle, lines[:room])
     _control(_HOME + f"{_ERASE_LINE}\n".join(shown) + _ERASE_BELOW)
 

@@ -88,6 +88,7 @@ class Hosts:
     _present: dict[str, Attendance] = attrs.field(factory=dict, init=False)  # by host
     _all: set[Attendance] = attrs.field(factory=set, init=False)  # also of those that have not said hello
     _bars: dict[str, _Bar] = attrs.field(factory=dict, init=False)
+    _closed: bool = attrs.field(default=False, init=False)  # the head is about to end
 
     def __attrs_post_init__(self) -> None:
         for name in self._known.names():
@@ -131,6 +132,8 @@ class Hosts:
             await asyncio.wait([running])
 
     def may_come(self, host: JoinedHost) -> Refused | None:
+        if self._closed:
+            return Refused("stopping", "the head is about to end; it lets hosts in again after its next start")
         bar = self._bars.get(host.name)
         if bar is None or not bar.left_s:
             return None
@@ -151,8 +154,13 @@ class Hosts:
         if (attendance := self._present.get(name)) is not None:
             attendance.over(reason)
 
+    def close(self) -> None:
+        """Let in nobody more; those that are here go on."""
+        self._closed = True
+
     async def stop(self) -> None:
         """End all sessions: the head ends. The hosts keep their models, and dial for the next one."""
+        self.close()
         for attendance in list(self._all):
             attendance.over("the head has ended")
         await self._attached.tasks.stop()
@@ -175,16 +183,16 @@ class Hosts:
     async def drain(self, name: str, reason: str) -> None:
         """Give a host no new work, and wait for what it has in hand: ``drain_s``, then others answer the rest."""
         host = self.find(name)
-        host.drained = reason
         self._known.set_drained(name, reason)
+        host.drained = reason
         host.keep()
         await host.empty(self._settings.value.servers.drain_s)
 
     def undrain(self, name: str) -> None:
         """Give a host work again."""
         host = self.find(name)
-        host.drained = ""
         self._known.set_drained(name, "")
+        host.drained = ""
         host.keep()
 
     def forget(self, name: str, reason: str) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import attrs
 
 from obatchd import log
+from obatchd.cluster.head.sensors import HostSensors
 from obatchd.cluster.head.server import HostedListener, HostedServer
 from obatchd.cluster.head.trust import MOST_SERVERS, lie
 from obatchd.cluster.head.workers import HostedWorkers
@@ -49,6 +50,7 @@ class JoinedHost:
     skew_s: float = attrs.field(default=0.0, init=False)  # how far its clock is ahead of ours
     drained: str = attrs.field(default="", init=False)  # why an administrator gives it no work
     servers: dict[str, HostedServer] = attrs.field(factory=dict, init=False)  # by full id
+    sensors: HostSensors = attrs.field(factory=HostSensors, init=False)
     workers: HostedWorkers = attrs.field(init=False)
     _told: set[str] = attrs.field(factory=set, init=False)  # servers that it told of in this session
 
@@ -108,7 +110,7 @@ class JoinedHost:
             raise lie(f"it has more than {MOST_SERVERS} servers")
         if name in self._attached.dispatcher.links:
             raise lie(f"a server called {name} is known already; join this host under another name")
-        server = self.servers[name] = HostedServer(self.name, news, self._attached.listener)
+        server = self.servers[name] = HostedServer(self.name, news, self._attached.listener, self.sensors)
         server.keep(self._kept)
         self._attached.guests[name] = server
         self._attached.dispatcher.attach(server, self.workers)
@@ -130,6 +132,7 @@ class JoinedHost:
         """Checked before. Those before it, in a session, told of all servers."""
         first, old = self.news is None, self.leaving
         self.news = news
+        self.sensors.heard(news.readings, self.skew_s)
         if first:
             self._detach([name for name in self.servers if name not in self._told])
         if news.leaving and not old:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from obatchd import log
+from obatchd.cluster.head.sensors import HostSensors
 from obatchd.cluster.messages import Busy, Fault, Progressed, ServerNews, ToHead
 from obatchd.cluster.session import Session
 from obatchd.errors import ModelError, ObatchError, ServerError
@@ -48,12 +49,13 @@ class HostedServer:
     tuning = None  # its slots are chosen on its host
     gpus: tuple[Gpu, ...]
 
-    def __init__(self, host: str, news: ServerNews, listener: HostedListener) -> None:
+    def __init__(self, host: str, news: ServerNews, listener: HostedListener, sensors: HostSensors) -> None:
         self.id = f"{host}.{news.id}"
         self.local_id = news.id  # on its host
         self.host = host
         self.idle = asyncio.Event()  # written by the dispatcher, as is ``in_flight``
         self.idle.set()
+        self.sensors = sensors  # of its host
         self._news = news
         self._listener = listener
         self._session: Session[ToHead] | None = None
@@ -174,6 +176,11 @@ class HostedServer:
     @property
     def unloads_in_s(self) -> float | None:
         return self._news.unloads_in_s
+
+    @property
+    def utilisation(self) -> int | None:
+        """Of its busiest GPU in percent; None where nobody knows it."""
+        return self.sensors.utilisation(self.gpu_label.split(","))
 
     @property
     def loads(self) -> int:

@@ -18,6 +18,7 @@ import msgspec
 from obatchd.cluster.messages import HostNews, ServerNews
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import INTERACTIVE, ResultItem
+from obatchd.documents.gpus import Reading
 from obatchd.errors import ClusterError
 from obatchd.jobs.model import Outcome, Profile, place_of
 from obatchd.ollama import faults
@@ -26,12 +27,13 @@ from obatchd.words import counted
 
 MOST_SERVERS = 256  # of one host
 _MOST_SLOTS = 4096
-_MOST_TEXT = 4000  # characters of a reason
+_MOST_TEXT = 64 * 1024  # characters of a reason
 _MOST_GPUS = 64
 _MOST_ENTRIES = 64  # of a table in news
 _MOST_COUNT = 2**53
 _MOST_S = 1e8  # three years
 _MOST_TOKENS = 10**9
+_MOST_J = 1e15
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _SLUG = re.compile(r"[a-z0-9_]{0,60}")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")  # of one width: the text sorts by time
@@ -112,7 +114,17 @@ def check_host(news: HostNews) -> None:
     _texts([("the reason of its leaving", news.leaving), *(("a notice", notice) for notice in news.notices)])
     for name, held in (("notices", news.notices), ("downloads", news.pulls), ("readings", news.readings)):
         _demand(len(held) <= MOST_SERVERS * 4, f"it has too many {name} ({len(held)})")
+    for reading in news.readings:
+        _check_reading(reading)
     _demand(len(news.gpus.gpus) <= MOST_SERVERS, f"it has too many GPUs ({len(news.gpus.gpus)})")
+
+
+def _check_reading(reading: Reading) -> None:
+    where = f"GPU {reading.uuid[:80]}: "
+    _demand(reading.energy_j is None or 0 <= reading.energy_j <= _MOST_J, f"{where}its energy is {reading.energy_j}")
+    percent = reading.utilisation_percent
+    _demand(percent is None or 0 <= percent <= 100, f"{where}its utilisation is {percent}")
+    _demand(math.isfinite(reading.at_s), f"{where}a reading of no time")
 
 
 # What workers say.

@@ -63,7 +63,7 @@ class FactStore(Protocol):
 
 
 class Digests(Protocol):
-    """Knows the models in the stores; :mod:`obatchd.daemon.compose` has the one of the daemon."""
+    """Knows the models in the stores; :class:`obatchd.daemon.served.ServedModels`."""
 
     def digest_on(self, server_id: str, model: str) -> str:
         """The digest of a model as a server has it; empty where it is not known."""

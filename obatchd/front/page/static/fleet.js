@@ -107,7 +107,7 @@ function Note({ gpu, servers }) {
   const said = [gpu.health !== 'ok' && gpu.reason, gpu.lent_until && `lent until ${gpu.lent_until}`, gpu.shared_with && `shared with ${gpu.shared_with}`,
     ...ill.map((server) => `${server.id} is ${server.state}: ${server.reason}`)].filter(Boolean);
   if (!said.length) return null;
-  const why = visible(said.join(' · ')), more = html` <code>obatchctl gpus show ${gpu.index ?? gpu.uuid}</code>`;
+  const why = visible(said.join(' · ')), more = html` <code>obatchctl gpus show ${gpu.host ? `${gpu.host}/${gpu.index}` : gpu.index ?? gpu.uuid}</code>`;
   if (gpu.health === 'ok' || !gpu.action) return html`${why}${gpu.health !== 'ok' && more}`;
   const [first, rest] = [gpu.action.slice(0, sentence(gpu.action)), gpu.action.slice(sentence(gpu.action))];
   const next = html`<span class="is-warn">${why}.</span> <b>Next:</b> <${Said} text=${first} />`;
@@ -125,6 +125,17 @@ function sentence(text) {
   return at < 0 ? text.length : (text[at] === ':' ? text.search(/\. |$/) : at) + 1;
 }
 
+/** The GPUs of one machine; ``host`` is a joined one, and absent for that of the daemon. */
+function Machine({ rows, host, trouble }) {
+  const of = host ? html`<h2>${host.name} <${State} of=${host.state} /> <span class="quiet">${visible(host.reason)}</span></h2>` : null;
+  const empty = host ? html`It has told of no GPU${trouble ? `: ${visible(trouble)}` : ''}.`
+    : html`No GPU is here${trouble ? `: ${visible(trouble)}` : ''}. <code>obatchctl doctor</code> says why, and what to do.`;
+  return html`${of}${trouble && rows.length > 0 && html`<p class="is-warn">▲ ${visible(trouble)}</p>`}
+    <${Table} caption=${host ? `GPUs of ${host.name}` : 'GPUs'} columns=${GPUS} rows=${rows} id=${(row) => row.gpu.uuid} note=${noteOf} empty=${empty} />`;
+}
+
+const troubleOf = (probe) => probe.host ? probe.host.message : probe.state !== 'ok' ? probe.message : probe.kernel_log.problem;
+
 export function Fleet({ page }) {
   const { status, gpus } = page;
   const rows = gpus.gpus.map((gpu) => {
@@ -135,10 +146,11 @@ export function Fleet({ page }) {
   const known = new Set(gpus.gpus.flatMap((gpu) => gpu.servers));
   const others = status.servers.filter((server) => !known.has(server.id))
     .map((server) => rowOf(server.id, { servers: [server], beside: [], tokens: traceOf(speed, server.id).values }));
-  const trouble = gpus.host ? gpus.host.message : gpus.state !== 'ok' ? gpus.message : gpus.kernel_log.problem;
-  return html`${trouble && rows.length > 0 && html`<p class="is-warn">▲ ${visible(trouble)}</p>`}
-    ${(rows.length > 0 || !others.length) && html`<${Table} caption="GPUs" columns=${GPUS} rows=${rows} id=${(row) => row.gpu.uuid} note=${noteOf}
-      empty=${html`No GPU is here${trouble ? `: ${visible(trouble)}` : ''}. <code>obatchctl doctor</code> says why, and what to do.`} />`}
+  const hosts = status.hosts || [], probes = new Map((gpus.hosts || []).map((probe) => [probe.name, probe]));
+  const own = rows.filter((row) => !row.gpu.host);
+  return html`${(own.length > 0 || !(others.length || hosts.length)) && html`<${Machine} rows=${own} trouble=${troubleOf(gpus)} />`}
+    ${hosts.map((host) => html`<${Machine} key=${host.name} host=${host} rows=${rows.filter((row) => row.gpu.host === host.name)}
+      trouble=${probes.has(host.name) && host.state !== 'away' ? troubleOf(probes.get(host.name)) : ''} />`)}
     ${others.length > 0 && html`<h2>${rows.length ? 'Other servers' : 'Servers'}</h2><${Table} caption="Servers" columns=${OTHERS} rows=${others} id=${(row) => row.servers[0].id} />`}
     <p class="quiet">In a terminal: <code>obatchctl gpus</code> to quarantine, release or lend a GPU; <code>obatchctl models</code> to list, pull and remove models;${' '}
       <code>obatchctl doctor</code> to look for what is wrong.</p>`;

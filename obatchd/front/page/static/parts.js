@@ -52,6 +52,7 @@ export function Text({ text }) {
 const SHAPES = { good: '●', busy: '◐', soft: '○', warn: '▲', bad: '■' };
 const KINDS = {
   ok: 'good', ready: 'good', running: 'busy', done: 'good', PASS: 'good', succeeded: 'good', completed: 'good', active: 'busy', loading: 'busy',
+  here: 'good', away: 'bad', leaving: 'warn', draining: 'warn',
   warn: 'warn', degraded: 'warn', paused: 'warn', PASS_LOW_STRESS: 'warn', INCONCLUSIVE: 'warn', backoff: 'warn', 'with failures': 'warn',
   quarantine: 'bad', quarantined: 'bad', failed: 'bad', FAIL: 'bad', refused: 'bad', damaged: 'bad', expired: 'bad',
 };

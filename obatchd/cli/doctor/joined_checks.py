@@ -1,0 +1,54 @@
+"""The checks of ``obatchctl doctor`` on hosts that joined, by what the daemon and they themselves tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from obatchd.cli.command import Document
+from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
+from obatchd.words import counted
+
+
+def is_of_hosts(words: str, status: Document) -> bool:
+    """Whether a reason or notice of the status is about a joined host: :func:`joined` tells it."""
+    names = [host["name"] for host in status.get("hosts") or ()]
+    return any(words.startswith((f"host {name}: ", f"host {name} ")) for name in names)
+
+
+def joined(status: Document) -> Iterator[CheckResult]:
+    """Hosts that are away, get no work, are of another version, or say what is wrong with them; ``status`` is the
+    daemon's."""
+    hosts = status.get("hosts") or []
+    if not hosts:
+        yield warn("hosts", "no host has joined yet", "obatchctl hosts code")
+        return
+    here = [host for host in hosts if host["state"] != "away"]
+    servers = sum(bool(server.get("host")) for server in status["servers"])
+    text = f"{len(here)} of {counted(len(hosts), 'host')} {'is' if len(here) == 1 else 'are'} here"
+    if here:
+        yield ok("hosts", f"{text}; they have {counted(servers, 'server')}")
+    else:
+        yield bad("hosts", f"{text}: no server of theirs answers anything", "obatchctl hosts")
+    for host in hosts:
+        yield from _one(host, status)
+
+
+def _one(host: Document, status: Document) -> Iterator[CheckResult]:
+    name = host["name"]
+    if host["state"] == "away":
+        yield warn("hosts", f"{name} is away: {host['reason']}", f"ssh {name} systemctl status obatchd-host")
+        return
+    if host["version"] not in ("", status["version"]):
+        text = f"{name} runs obatchd {host['version']}, the head {status['version']}: install the same on both"
+        yield warn("hosts", text, f"ssh {name} obatchd --version")
+    for words in (*status["reasons"], *status["notices"]):
+        if words.startswith(f"host {name}: "):
+            yield warn("hosts", words.removeprefix("host "), _next(name, words))
+
+
+def _next(name: str, words: str) -> str:
+    if "its clock is" in words:
+        return f"ssh {name} timedatectl set-ntp true"
+    if "gets no work" in words:
+        return f"obatchctl hosts undrain {name}"
+    return "obatchctl status"
