@@ -239,6 +239,8 @@ WORDS: Mapping[str, str] = {
     "terms_refused": "What the head decided cannot be used here; what counted before stays",
     "host_file_damaged": "{path} is damaged and was set aside as {kept_as}",
     "host_file_not_written": "{path} cannot be written",
+    "host_enrolled": "This host has joined the head at {head} as {host}",
+    "enrolment_not_used": "The enrolment cannot be used; the host goes on as {host}, which it was before",
     "head_reached": "The head has accepted this host, {host}",
     "head_away": "The head at {head} is away; obatchd tries again and again",
     "head_refuses": "The head at {head} refuses this host",

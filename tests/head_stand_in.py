@@ -23,6 +23,7 @@ from obatchd.dispatch import protocol
 from obatchd.jobs.model import Profile
 
 CREDENTIAL = "secret-of-this-host"
+SECRET = "secret-of-an-enrolment"
 WAIT_S = 60.0
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -141,6 +142,9 @@ class StandInHead:
         self.terms = Terms({"servers": {"slots": 2}, "": {"context_length": 4096}}, 3600.0)
         self.refusal: Refused | None = None
         self.came: list[Came] = []
+        self.secrets = {SECRET}
+        self.joined: list[dict[str, Any]] = []
+        self.credentials = {CREDENTIAL}
         self.tried = 0  # calls that had no good credential
         self.port = 0
         self._certificate, self._key = certificate(directory, "head", "127.0.0.1")
@@ -151,6 +155,11 @@ class StandInHead:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def link(self) -> str:
+        """With which one host may join, or each that has this link while ``secrets`` has its secret."""
+        return f"obatch://{self.address}/#{SECRET}.{self.fingerprint.removeprefix('sha256:')}"
+
+    @property
     def fingerprint(self) -> str:
         content = ssl.PEM_cert_to_DER_cert(self._certificate.read_text())
         return f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -158,6 +167,7 @@ class StandInHead:
     async def start(self) -> StandInHead:
         app = web.Application()
         app.router.add_get("/v1/hosts", self._attend)
+        app.router.add_post("/v1/join", self._join)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
         await self._runner.setup()
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -173,8 +183,15 @@ class StandInHead:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    async def _join(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        if asked["secret"] not in self.secrets:
+            return web.json_response({"code": "wrong_secret", "message": "that code was used"}, status=403)
+        self.joined.append(asked)
+        return web.json_response({"name": asked["name"], "credential": CREDENTIAL})
+
     async def _attend(self, request: web.Request) -> web.WebSocketResponse:
-        if request.headers.get("Authorization") != f"Bearer {CREDENTIAL}":
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.credentials:
             self.tried += 1
             raise web.HTTPUnauthorized
         socket = web.WebSocketResponse(max_msg_size=wire.MESSAGE_BYTES)

@@ -57,14 +57,20 @@ def main(context: click.Context, config: Path | None, spool: str | None, log_lev
     type=click.Path(file_okay=False, path_type=Path),
     help="The directory of the host's credential, facts and logs; or set OBATCH_HOST_DIR.",
 )
+@click.option(
+    "--enrol",
+    metavar="FILE|fd:N",
+    help="Join with the link in this file of mode 0600 (obatchctl hosts enrol makes it), or at this descriptor.",
+)
 @click.option("--name", help="The host's name at the head; without it as obatchd-join wrote it.")
 @click.option("--until", "until_s", type=float, help="When this machine has to be given back: seconds since 1970.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Log events of this level and above."
 )
 def host(
-    config: Path | None, directory: Path | None, name: str | None, until_s: float | None, log_level: str | None
-) -> None:
+    config: Path | None, directory: Path | None, enrol: str | None, name: str | None, until_s: float | None,
+    log_level: str | None,
+) -> None:  # fmt: skip
     """Lend the GPUs of this machine to the head that it joined (obatchd-join), and serve it until stopped.
 
     It stays in the foreground. Ctrl-C (or SIGTERM) lets running answers finish, a second one stops at once; SIGUSR1
@@ -72,9 +78,9 @@ def host(
     """
     _prepare()
     with _told():
-        from obatchd.daemon.host_life import run
+        from obatchd.daemon.host_life import Joining, run
 
-        sys.exit(run(config, directory, {"log_level": log_level}, name, until_s))
+        sys.exit(run(config, directory, {"log_level": log_level}, Joining(enrol, name), until_s))
 
 
 def _prepare() -> None:

@@ -16,6 +16,7 @@ from obatchd.documents.burnin import BurninRuns
 from obatchd.documents.gpus import GpuEvents
 
 _MOST_EVENTS = 10_000
+_NAMED = (("hosts", "hosts"), ("GPUs", "gpus"))  # for people, and in the body that begins a burn-in
 POINTS, MOST_POINTS = 720, 5000  # values of a column
 
 
@@ -92,9 +93,8 @@ class GpuRoutes:
         except (msgspec.MsgspecError, UnicodeDecodeError):  # half a character, too, which cannot be kept
             reason = "the body must be a JSON object, and its texts whole characters (UTF-8)"
             raise errors.ConfigError(reason, code="bad_request") from None
-        gpus = asked.get("gpus")
-        named = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
-        async with self._audit.recorded(request[CALLER], BURNIN_STARTED, detail=named and f"GPUs {named}"):
+        named = [f"{word} {', '.join(map(str, asked[key]))}" for word, key in _NAMED if _is_named(asked.get(key))]
+        async with self._audit.recorded(request[CALLER], BURNIN_STARTED, detail="; ".join(named)):
             return answer(await self._burnin.start(asked))
 
     async def burnin_status(self, request: web.Request) -> web.Response:
@@ -110,3 +110,7 @@ class GpuRoutes:
 
     async def burnin_report(self, request: web.Request) -> web.Response:
         return answer(await self._burnin.report(request.match_info["run"]))
+
+
+def _is_named(names: object) -> bool:
+    return isinstance(names, list) and bool(names)

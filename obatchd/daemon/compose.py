@@ -12,6 +12,7 @@ from pathlib import Path
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
+from obatchd.cluster.head.burnin.runs import HostsBurnin
 from obatchd.cluster.head.server import HostedServer
 from obatchd.control.auth import Access
 from obatchd.control.operations import Operations, Reads
@@ -86,7 +87,7 @@ class Head:
     policy: GpuPolicy
     watchdog: Watchdog
     housekeeping: Housekeeping
-    burnin: Burnin
+    burnin: Burnin | HostsBurnin
     operations: Operations
     control: ControlServer
     submit: SubmitServer
@@ -118,7 +119,7 @@ def head(
     joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
     hosts = joined.hosts.hosts if joined is not None else {}
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
-    runs = _burnin(work, here, engine, policy, alarms)
+    runs = _burnin(work, here, engine, policy, alarms, joined)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner, hosts)
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
@@ -130,7 +131,7 @@ def head(
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
-    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
+    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
     cards, audit = GpuCards(policy, here.probe), AuditQuestions(work.audit)
     gpus = GpuService(cards, work.audit, hosts)
     histories = Histories(Past(policy, cards), gpus, hosts)
@@ -149,11 +150,14 @@ def head(
     )  # fmt: skip
 
 
-def _burnin(work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms) -> Burnin:
+def _burnin(
+    work: Work, here: Host, engine: Engine, policy: GpuPolicy, alarms: Alarms, joined: JoinedHosts | None
+) -> Burnin | HostsBurnin:
     settings, directory = work.settings, work.layout.work
     files = stress_files(directory, settings.value)
     tested = BurninHost(here.fleet, policy, here.models, DispatchedWork(engine.dispatcher), settings, alarms, files)
-    return Burnin(directory / "burnin", tested)
+    own = Burnin(directory / "burnin", tested)
+    return own if joined is None else HostsBurnin(directory / "burnin", own, joined.hosts.hosts, settings, alarms)
 
 
 class DispatchMover:

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -63,26 +63,25 @@ class HostDaemon:
     async def run(self) -> int:
         """Run until told to stop; returns the exit code, or raises ObatchError, with what to do, if it cannot start."""
         loop = asyncio.get_running_loop()
-        with self._directory.lock():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stop, number.name, _STOPPED)
-            loop.add_signal_handler(signal.SIGUSR1, self._stop, "SIGUSR1", _TIME_LIMIT)
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
-            _log.info(
-                "host_starting", version=__version__, host=self._identity.name, directory=self._directory.root,
-                head=self._connector.address, pid=os.getpid(),
-            )  # fmt: skip
-            watch = TaskSet(self)
-            watch.start(systemd.beat(), "systemd")
-            if self._until_s is not None:
-                watch.start(self._before_limit(self._until_s), "time-limit")
-            try:
-                await self._first_terms()
-                while not self._stopping.is_set():
-                    await self._run_once()
-            finally:
-                await watch.stop()
-                await loop.shutdown_default_executor()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number.name, _STOPPED)
+        loop.add_signal_handler(signal.SIGUSR1, self._stop, "SIGUSR1", _TIME_LIMIT)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        _log.info(
+            "host_starting", version=__version__, host=self._identity.name, directory=self._directory.root,
+            head=self._connector.address, pid=os.getpid(),
+        )  # fmt: skip
+        watch = TaskSet(self)
+        watch.start(systemd.beat(), "systemd")
+        if self._until_s is not None:
+            watch.start(self._before_limit(self._until_s), "time-limit")
+        try:
+            await self._first_terms()
+            while not self._stopping.is_set():
+                await self._run_once()
+        finally:
+            await watch.stop()
+            await loop.shutdown_default_executor()
         _log.info("host_stopped", exit_code=self._exit_code)
         return self._exit_code
 
@@ -92,7 +91,7 @@ class HostDaemon:
             return
         systemd.ready(f"waiting for the head at {self._connector.address}")
         head = Head()
-        dialer = Dialer(self._connector, self._identity, NoParts(self._settings, head), head)
+        dialer = Dialer(self._connector, self._identity, NoParts(self._settings, head), head, self)
         tasks = TaskSet(self)
         tasks.start(dialer.run(), "dial")
         stopping = asyncio.create_task(self._stopping.wait())
@@ -133,7 +132,7 @@ class HostDaemon:
             at_end.push_async_callback(parts.policy.stop)
             await parts.burnin.resume()
             at_end.push_async_callback(parts.burnin.close)
-            dialer = Dialer(self._connector, self._identity, parts, self._head)
+            dialer = Dialer(self._connector, self._identity, parts, self._head, self)
             at_end.push_async_callback(self._tasks.stop)
             self._tasks.start(dialer.run(), "dial")
             self._tasks.start(parts.news.run(), "news")
@@ -202,6 +201,13 @@ class HostDaemon:
             self._again = True
             self._stopping.set()
 
+    def disowned(self) -> None:
+        """A machine that is only lent may join again, with a new code of whoever started this process."""
+        if self._identity.allocation:
+            membership.forget(self._directory)
+            self._exit_code = EXIT_FAILED
+            self._end(_STOPPED)
+
     # Signals, and the end of a part.
 
     def _stop(self, name: str, why: str) -> None:
@@ -248,8 +254,15 @@ class HostDaemon:
         return line + ("here" if self._head.session is not None else f"away: {dialer.trouble}")
 
 
+class Joining(NamedTuple):
+    """How this host comes to its head, as the command line says it."""
+
+    enrolment: str | None  # a file, or fd:N; None: it has joined
+    name: str | None  # of the host at its head; None: as it is written
+
+
 def run(
-    config: Path | None, directory: Path | None, flags: dict[str, Any], name: str | None, until_s: float | None
+    config: Path | None, directory: Path | None, flags: dict[str, Any], joining: Joining, until_s: float | None
 ) -> int:
     """Run the host in the foreground; returns its exit code, or raises ObatchError, with what to do, if it cannot
     start.
@@ -258,14 +271,22 @@ def run(
         config: the host's file; None: the one of the service where that is there.
         directory: for its own files; None: the usual one.
         flags: options of the command line by dotted key.
-        name: of the host at its head; None: as it is written.
+        joining: its enrolment, and its name.
         until_s: when the allocation of this machine ends, seconds since the epoch; None: it is not lent.
     """
     process.prepare()
     opened = HostDirectory.open(directory or default_directory())
     settings = HostSettings(config or opened.config_file, flags, opened.terms_file)
     log.configure(settings.value.log_level)
-    member = membership.of_files(settings.value.cluster, opened, name)
-    identity = Identity(member.name, opened.instance, machine(), allocation())
-    daemon = HostDaemon(settings, opened, identity, HeadWay(member.place), until_s)
-    return int(uvloop.run(daemon.run()))
+    with opened.lock():
+        return int(uvloop.run(_live(settings, opened, joining, until_s)))
+
+
+async def _live(settings: HostSettings, directory: HostDirectory, joining: Joining, until_s: float | None) -> int:
+    if joining.enrolment:
+        member = await membership.enrolled(joining.enrolment, directory, joining.name, until_s)
+    else:
+        member = membership.known(settings.value.cluster, directory, joining.name)
+    way = HeadWay(membership.place_of(member, directory))
+    identity = Identity(member.name, directory.instance, machine(), allocation())
+    return await HostDaemon(settings, directory, identity, way, until_s).run()

@@ -288,10 +288,12 @@ class Daemon:
 
 
 async def tell_if_stranded(servers: Iterable[Server], dispatcher: Dispatcher) -> None:
-    """When each server was tried once, say it if none works: ready is only the inbox then."""
-    for server in servers:
+    """When each server was tried once, say it if none works: ready is only the inbox then. A head whose servers all
+    come with other hosts has told that it waits for these."""
+    tried = list(servers)
+    for server in tried:
         await server.until(set(ServerState) - {ServerState.STOPPED, ServerState.STARTING})
-    if reason := dispatcher.stranded:
+    if tried and (reason := dispatcher.stranded):
         _log.warning("stranded", reason=reason, remedy="obatchctl status names each; they are tried again and again")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Protocol
 
 from attrs import define, field, frozen
 
-from obatchd.burnin.run.manager import Burnin
+from obatchd.burnin.journal.records import Ended
 from obatchd.cluster.head.joined import JoinedHost
+from obatchd.documents.burnin import BurninBrief
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import XidEvent
@@ -31,13 +33,25 @@ class XidCounts(MonitorListener):
         mine[number if number in mine or len(mine) < _MOST_XIDS else _OTHER] += 1
 
 
+class Burnins(Protocol):
+    """Burn-ins as metrics see them: :class:`obatchd.burnin.run.manager.Burnin`, or of a head
+    :class:`obatchd.cluster.head.burnin.runs.HostsBurnin`."""
+
+    @property
+    def ended(self) -> Ended | None:
+        """The end of the latest run that is over."""
+
+    def brief(self) -> BurninBrief | None:
+        """The run in progress in a few words."""
+
+
 @frozen(eq=False)
 class Sources:
     """The parts that are read."""
 
     engine: Engine
     policy: GpuPolicy
-    burnin: Burnin
+    burnin: Burnins
     host: HostCommands
     xids: XidCounts
     http_calls: Counter[tuple[str, str, int]]  # method, route, status

@@ -54,7 +54,7 @@ class CallersLedger:
 class GpuService:
     """Implements :class:`obatchd.control.operations.GpuOperations`, which says what each method does.
 
-    Those of this machine are named as ever; one of a joined host as ``node07/0`` or ``node07.0``, by its UUID or its
+    Those of this machine are named as ever; one of a joined host as ``node07/0`` (``node07.0`` and ``node07:0`` are taken, too), by its UUID or its
     serial number, and by its index alone where no other machine has a GPU with that one.
     """
 
@@ -145,7 +145,7 @@ class GpuService:
         """
         cards = [(host, card) for host in self._hosts.values() for card in elsewhere.cards_of(host)]
         for host in self._hosts.values():
-            if name.startswith((f"{host.name}/", f"{host.name}.")):
+            if name.startswith((f"{host.name}/", f"{host.name}.", f"{host.name}:")):
                 name = name[len(host.name) + 1 :]
                 return self._only([(host, card) for of, card in cards if of is host], name, host.name), name
         if not cards or any(_fits(card, name) for card in self._cards.all().gpus):

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from burnin_bench import Bench
 from burnin_support import Card, make_plan, simulate, uuid
 from settings_support import in_force, reload
-from burnin_bench import Bench
 from test_burnin_verdict import judged
 
 from obatchd.burnin.journal import journal

@@ -7,16 +7,17 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toml
 from daemon_support import BIN, alive, digest
-from head_stand_in import CREDENTIAL, WAIT_S, Came, StandInHead, until
+from head_stand_in import CREDENTIAL, SECRET, WAIT_S, Came, StandInHead, until
 
-from obatchd.cluster.messages import KillWorker, Refused
+from obatchd.cluster.messages import KillWorker, Refused, Terms
 from obatchd.jobs.model import Profile
 from obatchd.servers.claims import GpuClaims
 from obatchd.servers.sweep import marked, sweep
@@ -45,14 +46,17 @@ class Machine:
         }  # fmt: skip
         (self.directory / "host.toml").write_text(toml.dumps(settings))
 
-    def launch(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def launch(
+        self, *arguments: str, variables: Mapping[str, str] | None = None, descriptors: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OBATCH", "OLLAMA_"))}
         simulator = {"models": [{"name": "tiny"}]}
         more = {"HOME": str(self.directory.parent), "OBATCHD_SIMULATOR": json.dumps(simulator)}
         with open(self.log_file, "ab") as log:
             self.process = subprocess.Popen(
                 [BIN / "obatchd", "host", "--dir", self.directory, *arguments],
-                env=kept | more, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=kept | more | dict(variables or {}), pass_fds=descriptors,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         return self.process
 
@@ -192,6 +196,111 @@ async def test_a_gpu_that_another_obatchd_has_is_not_taken(host: Machine, head: 
     assert await host.exit_code() == 1
     assert f"pid {os.getpid()}" in host.log and "gpus.exclude" in host.log
     await claims.release()
+
+
+class Lent(Machine):
+    """A machine that is lent for a while: it has no file and no credential, but an enrolment."""
+
+    def __init__(self, root: Path, head: StandInHead) -> None:
+        super().__init__(root, head)
+        self.enrolment = root / "enrolment"
+        (self.directory / "credential").unlink()
+        (self.directory / "host.toml").write_text('log_level = "debug"\ngpus = "simulated:1"\n')
+        self.enrolment.write_text(head.link)
+        self.enrolment.chmod(0o600)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        variables = {"OBATCH_HOST_ALLOCATION": "Ray node 3f"}
+        return self.launch("--enrol", str(self.enrolment), "--name", "node02", *arguments, variables=variables)
+
+
+@pytest.fixture
+async def lent(tmp_path: Path, head: StandInHead) -> AsyncIterator[Lent]:
+    found = Lent(tmp_path / "node02", head)
+    yield found
+    found.end()
+    print(found.log[-8000:])
+
+
+async def test_a_host_joins_by_an_enrolment_and_comes_back_without_it(lent: Lent, head: StandInHead) -> None:
+    until_s = time.time() + 7200
+    lent.start("--until", str(until_s))
+    came = await head.next()
+    assert came.hello is not None and (came.hello.name, came.hello.allocation) == ("node02", "Ray node 3f")
+    [asked] = head.joined
+    assert asked["name"] == "node02" and 7000 < asked["lasts_s"] <= 7200
+    assert (lent.directory / "credential").stat().st_mode & 0o777 == 0o600
+    assert SECRET not in lent.log and CREDENTIAL not in lent.log
+    assert lent.process is not None
+    lent.process.send_signal(signal.SIGUSR1)
+    assert await lent.exit_code() == 0
+    assert came.host is not None and came.host.leaving == "its time limit is near"
+    head.secrets.clear()  # the code was for one use
+    lent.start()
+    await head.next(lambda new: new is not came and new.hello is not None and new.hello.name == "node02")
+    assert "enrolment_not_used" in lent.log
+    lent.process.send_signal(signal.SIGTERM)
+    assert await lent.exit_code() == 0
+    lent.launch()
+    await head.next(lambda new: len(head.came) > 3 and new.hello is not None and new.hello.name == "node02")
+
+
+async def test_an_enrolment_may_come_by_a_descriptor(lent: Lent, head: StandInHead) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, head.link.encode())
+    os.close(writing)
+    lent.launch("--enrol", f"fd:{reading}", "--name", "node02", descriptors=[reading])
+    os.close(reading)
+    await head.next(lambda came: came.hello is not None)
+
+
+async def test_a_lent_host_that_is_not_known_any_more_ends_so_that_it_can_be_enrolled_again(
+    lent: Lent, head: StandInHead
+) -> None:
+    lent.start()
+    await head.next()
+    head.credentials.clear()
+    head.came[-1].session.end("revoked")
+    assert await lent.exit_code() == 1
+    assert not (lent.directory / "credential").exists()
+
+
+async def test_a_lent_host_whose_head_stays_away_ends_well(lent: Lent, head: StandInHead) -> None:
+    head.terms = Terms({}, 0.5)
+    lent.start()
+    await head.next()
+    await head.close()
+    assert await lent.exit_code() == 0
+    assert "lease_over" in lent.log
+
+
+def _used(lent: Lent, head: StandInHead) -> None:
+    head.secrets.clear()
+
+
+def _open_to_all(lent: Lent, head: StandInHead) -> None:
+    lent.enrolment.chmod(0o644)
+
+
+def _no_link(lent: Lent, head: StandInHead) -> None:
+    lent.enrolment.write_text("a word")
+
+
+def _no_file(lent: Lent, head: StandInHead) -> None:
+    lent.enrolment.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(_used, "that code was used"), (_open_to_all, "chmod 600"), (_no_link, "no link"), (_no_file, "hosts enrol")],
+)
+async def test_an_enrolment_that_is_none_is_told(
+    lent: Lent, head: StandInHead, spoil: Callable[[Lent, StandInHead], None], words: str
+) -> None:
+    spoil(lent, head)
+    lent.start()
+    assert await lent.exit_code() == 78
+    assert words in lent.log and SECRET not in lent.log
 
 
 def _no_credential(host: Machine) -> None:

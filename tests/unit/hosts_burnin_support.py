@@ -7,9 +7,9 @@ import contextlib
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import pytest
 from burnin_bench import Bench
+from hosts_support import server_news
 from session_support import Kept, sessions
 
 from obatchd.burnin.run import plan
@@ -18,7 +18,6 @@ from obatchd.cluster.head.burnin.runs import HostsBurnin
 from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.head.server import HostedServer
 from obatchd.cluster.host.desks.burnin import HostBurninDesk
-from obatchd.cluster.messages import ServerNews
 from obatchd.documents.burnin import BurninStatus
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -51,8 +50,9 @@ class Machine:
         self._tasks = [asyncio.create_task(head.run()), asyncio.create_task(host.run())]
         self.joined.session = head
         for name, gpus in self.bench.gpus.items():
-            news = _news(name, list(gpus))
-            server = self.joined.servers.setdefault(f"{self.name}.{name}", HostedServer(self.name, news, _Nobody()))
+            news = server_news(name, gpus=list(gpus), loaded=None)
+            server = HostedServer(self.name, news, _Nobody(), self.joined.sensors)
+            server = self.joined.servers.setdefault(server.id, server)
             server.heard(news, head)
 
     async def go(self, reason: str = "the cable was pulled") -> None:
@@ -123,12 +123,3 @@ class Cluster:
             with contextlib.suppress(Exception):
                 await machine.go()
             await machine.runs.close()
-
-
-def _news(name: str, gpus: list[Any]) -> ServerNews:
-    fields: dict[str, Any] = {
-        "id": name, "state": "ready", "reason": "answers", "down": "", "base_url": "http://127.0.0.1:1",
-        "gpu_label": gpus[0].uuid, "gpus": msgspec.to_builtins(gpus), "slots": 2, "version": "0.24.0", "loaded": None,
-        "loading": None, "load_s": None, "restarts": 0, "pid": 1, "load_options": {},
-    }  # fmt: skip
-    return msgspec.convert(fields, ServerNews)

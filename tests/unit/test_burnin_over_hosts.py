@@ -71,9 +71,9 @@ def test_a_slow_gpu_that_is_alone_in_its_host_is_found_beside_those_of_other_hos
     assert (document.verdict, document.exit_code) == ("FAIL", 1)
     assert [gpu.host for gpu in document.gpus] == ["node01", "node02", "node03"]
     text = summary(document)
-    assert "on 3 hosts: FAIL" in text and "node03:0" in text
+    assert "on 3 hosts: FAIL" in text and "node03/0" in text
     page = render(document)
-    assert 'id="gpu-2"' in page and "GPU node03:0" in page
+    assert 'id="gpu-2"' in page and "GPU node03/0" in page
 
 
 def test_products_that_repeat_themselves_are_outvoted_over_hosts_of_one_driver() -> None:
@@ -194,9 +194,9 @@ def test_comparing_takes_a_report_of_several_hosts_apart() -> None:
 
 def test_the_vendors_file_names_the_gpu_by_its_host_and_runs_no_tools_elsewhere(tmp_path: Path) -> None:
     document = reported(part("node01", [Card()], seed=1), part("node02", [Card(speed=0.8)], seed=2))
-    with pytest.raises(NotFoundError, match="name one of node01:0, node02:0"):
+    with pytest.raises(NotFoundError, match="name one of node01/0, node02/0"):
         bundle.find_gpu(document, "0")
-    gpu: BurninGpuPages = bundle.find_gpu(document, "node02:0")
+    gpu: BurninGpuPages = bundle.find_gpu(document, "node02/0")
     assert gpu is bundle.find_gpu(document, "node02.gpu0") and gpu.host == "node02"
     tools = bundle.write(document, gpu, tmp_path / "a.tar.gz", diagnose=True, free=_never)
     assert len(tools) == 1 and "the GPU is in node02" in tools[0].outcome

@@ -108,7 +108,7 @@ async def test_the_gpus_of_a_host_that_is_away_are_not_known_to_be_well(rig: Des
         assert caught.value.code == "host_away"
 
 
-@pytest.mark.parametrize("name", ["node07/1", "node07.1", "node07/GPU-1", "GPU-1"])
+@pytest.mark.parametrize("name", ["node07/1", "node07.1", "node07:1", "node07/GPU-1", "GPU-1"])
 async def test_a_gpu_of_a_host_is_named_by_host_and_index_or_by_its_uuid(rig: Desk, name: str) -> None:
     async with joined(rig) as fleet:
         details = await fleet.gpus.one(name)

@@ -182,7 +182,7 @@ async def test_the_heads_own_gpus_take_part_and_runs_of_its_own_stay_as_they_wer
 
 async def test_gpus_may_be_named_by_their_hosts(made: Made) -> None:
     cluster = await made(own=1, node01=2, node02=1).begin()
-    for named in ({"gpus": ["node01.gpu1"]}, {"gpus": ["node01:1"]}, {"hosts": ["node01"], "gpus": ["1"]}):
+    for named in ({"gpus": ["node01.gpu1"]}, {"gpus": ["node01/1"]}, {"hosts": ["node01"], "gpus": ["1"]}):
         begun = await cluster.head.start({**QUICK, **named})
         assert [gpu.server for gpu in begun.gpus] == ["node01.gpu1"]
         await cluster.head.stop("by the test")

@@ -30,7 +30,7 @@ class Unit(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def called(self) -> str:
         """In commands and sentences, where an index alone may mean a GPU of each host."""
-        return f"{self.host}:{self.index}" if self.host else str(self.index)
+        return f"{self.host}/{self.index}" if self.host else str(self.index)
 
 
 class Begun(msgspec.Struct, tag="begun", frozen=True):

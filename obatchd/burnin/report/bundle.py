@@ -35,7 +35,7 @@ _REMAPPING = ("remapped_", "remap_", "retired_", "banks_without_spares")
 
 
 def find_gpu(report: BurninReport, name: str) -> BurninGpuPages:
-    """A GPU of a report by index, UUID (or its beginning) or serial number; of a joined host ``node07:0``.
+    """A GPU of a report by index, UUID (or its beginning) or serial number; of a joined host ``node07/0``.
 
     Raises NotFoundError where there is none, or an index is that of GPUs of several hosts.
     """
@@ -85,7 +85,7 @@ def write(
     files["README.txt"] = readme(report, gpu, tools).encode()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     files["SHA256SUMS"] = sums.encode()
-    folder = f"burnin-{report.run}-gpu{called(gpu).replace(':', '-')}"
+    folder = f"burnin-{report.run}-gpu{called(gpu).replace('/', '-')}"
     temporary = target.with_name(f".{target.name}.tmp")
     with tarfile.open(temporary, "w:gz") as archive:
         for name, data in sorted(files.items()):

@@ -24,7 +24,7 @@ LOADS = {
 
 def called(gpu: BurninGpu | GpuSeries | ListedGpu) -> str:
     """A GPU in tables and sentences; of a host that joined with its name."""
-    return f"{gpu.host}:{gpu.index}" if gpu.host else str(gpu.index)
+    return f"{gpu.host}/{gpu.index}" if gpu.host else str(gpu.index)
 
 
 def host_of(report: BurninReport, gpu: BurninGpu) -> Host:

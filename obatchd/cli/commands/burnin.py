@@ -16,6 +16,7 @@ import msgspec
 
 from obatchd.burnin.report import bundle
 from obatchd.burnin.report.compare import compare
+from obatchd.burnin.report.figures import called
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.reading import read_file, typed
 from obatchd.burnin.report.terminal import comparison, summary
@@ -46,7 +47,15 @@ _NOT_JUDGED = 2  # never 1, which says that a GPU failed
     "--gpus",
     default="",
     shell_complete=completion.listed(completion.gpus),
-    help="Indices or UUIDs of GPUs, with commas between; default: all that have a server.",
+    help="Indices or UUIDs of GPUs, with commas between, or as node07/0 of joined hosts; default: all with a server.",
+)
+@click.option(
+    "--hosts",
+    default="",
+    metavar="HOSTS",
+    shell_complete=completion.listed(completion.hosts),
+    help="Names of hosts that joined, with commas between, or all, with this machine; each carries out its own part, "
+    "and there is one report.",
 )
 @click.option(
     "--duration", default="", metavar="TIME", help="How long, such as 90m, 12h or 1d; default: the profile's."
@@ -75,17 +84,22 @@ _NOT_JUDGED = 2  # never 1, which says that a GPU failed
 @click.option("--with-jobs", is_flag=True, help="Take jobs as the load; without any, nothing is tested.")
 @click.option("--no-canary", is_flag=True, help="Make no output check, for which a GPU is emptied every ten minutes.")
 @click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its exit code.")
-def start_command(invocation: Invocation, /, gpus: str, load: str, wait: bool, no_canary: bool, **asked: Any) -> None:
+def start_command(
+    invocation: Invocation, /, gpus: str, hosts: str, load: str, wait: bool, no_canary: bool, **asked: Any
+) -> None:
     """Begin a burn-in. The other GPUs go on with jobs."""
     if wait:
         invocation.failure = _NOT_JUDGED
     asked |= {"gpus": _listed(gpus), "load": _listed(load), "canary": not no_canary}
+    asked |= {"hosts": _listed(hosts)} if hosts else {}
     document = invocation.client().post("burnin", body=asked)
     run = document["run"]
     if wait:
         _wait(invocation, run)
         _show_report(invocation, _report(invocation, run))
-    invocation.answer(document, f"Burn-in {run} has begun. To see how far it is:  obatchctl burnin status")
+    without = [host["reason"] for host in document.get("hosts", ()) if host["reason"]]
+    begun = f"Burn-in {run} has begun. To see how far it is:  obatchctl burnin status"
+    invocation.answer(document, *map(clean, without), begun)
 
 
 def _listed(text: str) -> list[str]:
@@ -158,10 +172,18 @@ def list_command(invocation: Invocation) -> None:
     """List all burn-ins of this spool, newest first."""
     document = invocation.client().get("burnin")
     rows = [
-        (run["run"], run["state"], run.get("profile"), len(run.get("gpus", [])) or None, run.get("verdict") or None)
+        (
+            run["run"],
+            run["state"],
+            run.get("profile"),
+            len(run.get("hosts", [])) or 1,
+            len(run.get("gpus", [])) or None,
+            run.get("verdict") or None,
+        )
         for run in document["runs"]
     ]
-    lines = table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows) if rows else ["No burn-in has been run."]
+    columns = ("RUN", "STATE", "PROFILE", ">HOSTS", ">GPUS", "VERDICT")
+    lines = table(columns, rows) if rows else ["No burn-in has been run."]
     invocation.answer(document, view=lambda _: lines)
 
 
@@ -233,7 +255,7 @@ def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | No
     """
     report = typed(_report(invocation, run), BurninReport)
     found = bundle.find_gpu(report, gpu)
-    target = output or Path(f"burnin-{report.run}-gpu{found.index}.tar.gz")
+    target = output or Path(f"burnin-{report.run}-gpu{called(found).replace('/', '-')}.tar.gz")
     say = (lambda text: None) if invocation.json else (lambda text: click.echo(f"{text} …", err=True))
     free = partial(_freed, invocation, found.uuid)
     with _writing(target):

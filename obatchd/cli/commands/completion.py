@@ -63,6 +63,7 @@ def known(what: str, *keys: str, about: str = "", answer: str = "") -> Complete:
 jobs = known("jobs", "job", about="name")
 models = known("models", "model")
 gpus = known("gpus", "index", "uuid", about="name")
+hosts = known("hosts", "name", about="state")
 burnin_runs = known("burnin", "run", about="state", answer="runs")
 
 

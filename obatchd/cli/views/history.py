@@ -103,13 +103,13 @@ def run_series(document: Document, shown: Sequence[str]) -> Iterator[str]:
     headings = (">MEAN", ">MOST", ">LATEST")
     if len(shown) > 1:
         for gpu in gpus:
-            yield from ["", click.style(f"GPU {gpu['index']}  {clean(gpu['name'])}  {clean(gpu['uuid'])}", bold=True)]
+            yield from ["", click.style(f"GPU {gpu_name(gpu)}  {clean(gpu['name'])}  {clean(gpu['uuid'])}", bold=True)]
             told = [RUN_VALUES[name] for name in shown]
             known = [value for value in told if any(one is not None for one in gpu[value.column])]
             yield from table(("", "HISTORY", *headings), [[value.words, *_cells(gpu, value)] for value in known])
         return
     value = RUN_VALUES[shown[0]]
-    rows = [[gpu["index"], *_cells(gpu, value)] for gpu in gpus]
+    rows = [[gpu_name(gpu), *_cells(gpu, value)] for gpu in gpus]
     yield from ["", *table((">GPU", value.words.upper(), *headings), rows)]
 
 

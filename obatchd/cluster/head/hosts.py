@@ -124,7 +124,7 @@ class Hosts:
             for timer in timers:
                 timer.cancel()
             self._all.discard(attendance)
-            attendance.over("obatchd ends it")
+            attendance.over("its connection is gone")  # cancelled by that
             if self._present.get(name) is attendance:
                 del self._present[name]
             if attendance.code:

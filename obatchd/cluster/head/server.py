@@ -90,6 +90,7 @@ class HostedServer:
     def keep(self, reason: str) -> None:
         """Give it nothing new while there is a reason; empty: it works as its host says."""
         self._kept = reason
+        self._mirror()
         if self._session is not None:
             self._tell()
 
@@ -100,6 +101,9 @@ class HostedServer:
         self.loaded: Profile | None = news.loaded if here else None
         self.loading: Profile | None = news.loading if here else None
         self.pid = news.pid if here else None
+        told = ServerState(news.state) if here else ServerState.BACKOFF
+        self.state = ServerState.DRAINING if told is ServerState.READY and self._kept else told
+        self.ready = self.state is ServerState.READY
 
     def _tell(self) -> None:
         old, new = self._told, self.state
@@ -122,13 +126,6 @@ class HostedServer:
         return self._session is not None
 
     @property
-    def state(self) -> ServerState:
-        if self._session is None:
-            return ServerState.BACKOFF
-        told = ServerState(self._news.state)
-        return ServerState.DRAINING if told is ServerState.READY and self._kept else told
-
-    @property
     def reason(self) -> str:
         if self._session is None:
             return f"host {self.host} is away: {self._away}"
@@ -137,10 +134,6 @@ class HostedServer:
     @property
     def up(self) -> bool:
         return self.state in _UP
-
-    @property
-    def ready(self) -> bool:
-        return self.state is ServerState.READY
 
     @property
     def out_of_use(self) -> bool:

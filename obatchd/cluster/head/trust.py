@@ -36,7 +36,8 @@ _MOST_TOKENS = 10**9
 _MOST_J = 1e15
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _SLUG = re.compile(r"[a-z0-9_]{0,60}")
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")  # of one width: the text sorts by time
+_INSTANT = len("2026-11-28T10:00:00.000Z")
+_SUCCEEDED, _FAILED = Outcome.SUCCEEDED.value, Outcome.FAILED.value
 _KINDS = frozenset(
     {faults.REQUEST, faults.SERVER, faults.CRASH, faults.LOAD, faults.ANSWER, faults.NOBODY, faults.FOREIGN}
 )
@@ -159,8 +160,9 @@ _record = msgspec.json.Decoder(_Record)
 
 
 def _is_instant(text: str) -> bool:
+    """Whether it is a time as records have it, of one width, so that it sorts by time; or none at all."""
     try:
-        return bool(_INSTANT.fullmatch(text) and datetime.fromisoformat(text))
+        return not text or (len(text) == _INSTANT and text[-1] == "Z" and bool(datetime.fromisoformat(text)))
     except ValueError:
         return False
 
@@ -236,38 +238,58 @@ class Ledger:
     def _check_result(self, item: ResultItem) -> None:
         key = (item.job, item.line)
         given = self._left(key, "answers")
-        where = f"{self._server}, request {item.line} of job {item.job}: "
-        _demand(1 <= item.attempt <= given.attempt, f"{where}attempt {item.attempt}")
-        for name in ("duration_s", "eval_s", "wait_s", "beside_s"):
-            _seconds(getattr(item, name), where + name)
-        for name in ("prompt_tokens", "response_tokens", "active"):
-            _counts([(where + name, getattr(item, name))], _MOST_TOKENS)
-        _demand(item.succeeded == (not item.fault), f"{where}both an answer and a fault")
-        _demand(not item.fault or item.fault in _KINDS, f"{where}a fault of the kind {item.fault[:40]!r}")
-        _demand(bool(_SLUG.fullmatch(item.code)), f"{where}a code that is none")
-        for words in self._faults_of_record(item):
-            raise lie(where + words)
+        for wrong in (*_wrong_in(item, given.attempt), *_wrong_in_record(item, self._server)):
+            raise lie(f"{self._server}, request {item.line} of job {item.job}: {wrong}")
 
-    def _faults_of_record(self, item: ResultItem) -> Iterator[str]:
-        try:
-            if b"\n" in item.record:
-                yield "its record has several lines"
-            str(item.record, "utf-8")
-            record = _record.decode(item.record)
-        except faults.UNREADABLE as error:
-            yield f"its record is none: {error}"
-            return
-        place = place_of(item.line)
-        if record.line != place["line"] or record.repeat != place.get("repeat", msgspec.UNSET):
-            yield f"its record is of line {record.line}"
-        if record.outcome != (Outcome.SUCCEEDED if item.succeeded else Outcome.FAILED):
-            yield f"its record says {record.outcome[:40]!r}"
-        if record.server not in ("", self._server) or record.copied_from:
-            yield "its record is of another server"
-        if not all(_is_instant(at) for at in (record.started_at, record.finished_at) if at):
-            yield "its record has no time"
-        if not _SLUG.fullmatch(record.code):
-            yield "its record has a code that is none"
-        numbers = (record.duration_s, record.beside_s, record.prompt_tokens, record.response_tokens)
-        if not all(0 <= number <= _MOST_TOKENS for number in (*numbers, record.prompt_tokens_reused_estimate)):
-            yield "its record has numbers that cannot be"
+
+def _wrong_in(item: ResultItem, attempt: int) -> Iterator[str]:
+    if not 1 <= item.attempt <= attempt:
+        yield f"attempt {item.attempt} was not offered"
+    # Written out, because it is done for each answer.
+    if not (
+        0 <= item.duration_s <= _MOST_S
+        and 0 <= item.eval_s <= _MOST_S
+        and 0 <= item.wait_s <= _MOST_S
+        and 0 <= item.beside_s <= _MOST_S
+    ):
+        yield f"times that cannot be: {item.duration_s}, {item.eval_s}, {item.wait_s}, {item.beside_s}"
+    if not (
+        0 <= item.prompt_tokens <= _MOST_TOKENS
+        and 0 <= item.response_tokens <= _MOST_TOKENS
+        and 0 <= item.active <= _MOST_TOKENS
+    ):
+        yield f"counts that cannot be: {item.prompt_tokens}, {item.response_tokens}, {item.active}"
+    if item.succeeded != (not item.fault):
+        yield "both an answer and a fault, or neither"
+    if item.fault and (item.fault not in _KINDS or not _SLUG.fullmatch(item.code)):
+        yield f"a fault that is none: {item.fault[:40]!r}, {item.code[:60]!r}"
+
+
+def _wrong_in_record(item: ResultItem, server: str) -> Iterator[str]:
+    try:
+        if b"\n" in item.record:
+            yield "its record has several lines"
+        str(item.record, "utf-8")
+        record = _record.decode(item.record)
+    except faults.UNREADABLE as error:
+        yield f"its record is none: {error}"
+        return
+    place = place_of(item.line)
+    if record.line != place["line"] or record.repeat != place.get("repeat", msgspec.UNSET):
+        yield f"its record is of line {record.line}"
+    if record.outcome != (_SUCCEEDED if item.succeeded else _FAILED):
+        yield f"its record says {record.outcome[:40]!r}"
+    if (record.server and record.server != server) or record.copied_from:
+        yield "its record is of another server"
+    if not (_is_instant(record.started_at) and _is_instant(record.finished_at)):
+        yield "its record has no time"
+    if record.code and not _SLUG.fullmatch(record.code):
+        yield "its record has a code that is none"
+    if not (
+        0 <= record.duration_s <= _MOST_S
+        and 0 <= record.beside_s <= _MOST_S
+        and 0 <= record.prompt_tokens <= _MOST_TOKENS
+        and 0 <= record.response_tokens <= _MOST_TOKENS
+        and 0 <= record.prompt_tokens_reused_estimate <= _MOST_TOKENS
+    ):
+        yield "its record has numbers that cannot be"

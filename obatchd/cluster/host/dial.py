@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from typing import Protocol
 
 import attrs
 
 from obatchd import log
 from obatchd.cluster.host.head import Head
 from obatchd.cluster.host.visit import HostParts, Identity, Visit
-from obatchd.cluster.host.way import Connector
+from obatchd.cluster.host.way import NOT_JOINED, Connector
 from obatchd.errors import ClusterError
 
 _log = log.get(__name__)
@@ -21,14 +22,22 @@ _CONNECT_S = 15.0
 _STEADY_S = 5.0  # a session that lasted for so long is followed by another at once
 
 
+class DialListener(Protocol):
+    """Decides what follows when the head does not know this host; :class:`obatchd.daemon.host_life.HostDaemon`."""
+
+    def disowned(self) -> None:
+        """The credential of this host is good for nothing; told in the log."""
+
+
 @attrs.define(eq=False)
 class Dialer:
-    """Connects, visits, and does so again. ``connected`` visits end by themselves."""
+    """Connects, visits, and does so again."""
 
     _connector: Connector
     _identity: Identity
     _parts: HostParts
     _head: Head
+    _listener: DialListener
     trouble: str = attrs.field(default="it was not reached yet", init=False)  # why the head is away; empty: it is here
     _pause_s: float = attrs.field(default=_FIRST_PAUSE_S, init=False)
 
@@ -51,6 +60,8 @@ class Dialer:
                 socket = await self._connector.connect()
         except ClusterError as error:
             self._refused(error.message)
+            if error.code == NOT_JOINED:
+                self._listener.disowned()
             return True
         except TimeoutError:
             self._lost(f"{self._connector.address} does not answer within {_CONNECT_S:g} s")

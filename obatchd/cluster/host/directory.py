@@ -33,6 +33,7 @@ class HostDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.credential_file = root / "credential"
+        self.membership_file = root / "head.json"  # of a host that joined by itself
         self.facts_file = root / "facts.json"
         self.terms_file = root / "terms.json"
         self.instance = ""  # uuid; marks every process that this host starts

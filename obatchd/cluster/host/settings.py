@@ -92,7 +92,8 @@ class HostSettings:
         changes = reading.changes(old, new)
         self.current.value = reading.reloaded(old, new)
         self.current.waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
-        log.configure(self.current.value.log_level)
+        if new.log_level != old.log_level:
+            log.configure(new.log_level)
         applied = [leaf.key for leaf in changes if leaf.reload is not Reload.RESTART]
         waiting = ",".join(self.current.waiting) or "nothing"
         _log.info("host_settings_changed", changed=",".join(applied) or "nothing", needs_restart=waiting)

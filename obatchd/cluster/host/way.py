@@ -6,13 +6,14 @@ from typing import NamedTuple, Protocol
 
 import aiohttp
 
-from obatchd import log
 from obatchd.cluster import wire
+from obatchd.cluster.joining import explained, pin
 from obatchd.cluster.session import Socket
+from obatchd.cluster.websocket import CLOSE_S, WebSocket
 from obatchd.errors import ClusterError
+from obatchd.settings.addresses import reachable
 
-_CONNECT_S = 10.0
-_CLOSE_S = 2.0
+NOT_JOINED = "not_joined"
 _JOIN_AGAIN = "type on the head:  obatchctl hosts code  and here what that says"
 
 
@@ -34,7 +35,7 @@ class Connector(Protocol):
 
     async def connect(self) -> Socket:
         """A new connection. Raises ConnectionError where the head is not reached, ClusterError where it is not ours, or
-        does not want us."""
+        does not want us (``not_joined``)."""
         ...
 
 
@@ -51,63 +52,45 @@ class HeadWay:
     async def connect(self) -> Socket:
         """As :meth:`Connector.connect`; the certificate is looked at before anything is sent."""
         place = self._place
-        known = aiohttp.Fingerprint(bytes.fromhex(place.fingerprint.removeprefix("sha256:")))
         http = aiohttp.ClientSession(trust_env=False)
         try:
             socket = await http.ws_connect(
                 f"https://{place.address}/v1/hosts",
-                ssl=known,
+                ssl=pin(place.fingerprint),
                 headers={"Authorization": f"Bearer {place.credential}"},
                 max_msg_size=wire.MESSAGE_BYTES,
-                autoping=True,
                 compress=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
             )
-        except BaseException as error:
+        except aiohttp.WSServerHandshakeError as error:
             await http.close()
-            if (told := _explained(error, place.address)) is not None:
-                raise told from error
+            raise _answered(error.status, place.address) from None
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one, ssl.SSLError too
+            await http.close()
+            told = explained(error, reachable(place.address))
+            if told.code == "head_unreachable":
+                raise ConnectionRefusedError(told.message) from None
+            raise told from None
+        except BaseException:
+            await http.close()
             raise
-        return _HeadSocket(http, socket)
+        return _OwnWebSocket(http, socket)
 
 
-def _explained(error: BaseException, address: str) -> Exception | None:
-    match error:
-        case aiohttp.ServerFingerprintMismatch():
-            words = f"whoever answers at {address} has another certificate than the head that this host joined"
-            return ClusterError(f"{words}. If the head was installed again, {_JOIN_AGAIN}.", code="other_certificate")
-        case aiohttp.WSServerHandshakeError(status=401 | 403):
-            words = f"the head at {address} does not know this host, or not any more"
-            return ClusterError(f"{words}: {_JOIN_AGAIN}.", code="not_joined")
-        case aiohttp.WSServerHandshakeError():
-            return ConnectionRefusedError(f"{address} answers with status {error.status}")
-        case aiohttp.ClientError() | OSError():  # TimeoutError is one
-            return ConnectionRefusedError(f"{address} is not reached: {log.reason(error) or type(error).__name__}")
-    return None
+def _answered(status: int, address: str) -> Exception:
+    if status in (401, 403):
+        words = f"the head at {address} does not know this host, or not any more: {_JOIN_AGAIN}"
+        return ClusterError(words, code=NOT_JOINED)
+    return ConnectionRefusedError(f"{address} answers with status {status}")
 
 
-class _HeadSocket:
-    """A WebSocket of a session of its own. Implements :class:`obatchd.cluster.session.Socket`."""
+class _OwnWebSocket(WebSocket):
+    """Closes its HTTP session, too."""
 
     def __init__(self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
+        super().__init__(socket)
         self._http = http
-        self._socket = socket
-
-    async def send(self, data: bytes) -> None:
-        await self._socket.send_bytes(data)
-
-    async def receive(self) -> bytes:
-        message = await self._socket.receive()
-        match message.type:
-            case aiohttp.WSMsgType.BINARY:
-                return bytes(message.data)
-            case aiohttp.WSMsgType.TEXT:
-                raise ClusterError("the head sent text", code="bad_frame")
-            case aiohttp.WSMsgType.ERROR:
-                raise ConnectionResetError(log.reason(message.data))
-            case _:
-                raise ConnectionResetError("the head closed it")
 
     async def close(self) -> None:
-        await self._socket.close()
+        await super().close()
         await self._http.close()

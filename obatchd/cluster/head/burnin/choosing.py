@@ -78,7 +78,7 @@ def _means(names: Sequence[str], host: str, unit: Unit, *, full: bool = False) -
     """Whether a GPU is among those named: by UUID, or by its place, which without a host is one of every host."""
     known = {unit.uuid}
     if host:
-        known |= {f"{host}.{unit.server}", f"{host}:{unit.index}"}
+        known |= {f"{host}.{unit.server}", f"{host}/{unit.index}"}
     if not full or not host:
         known |= {unit.server, str(unit.index)}
     return any(name in known for name in names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -69,6 +70,7 @@ class RunFiles:
     """Reads and writes them. Every method blocks, and raises OSError where the disk refuses."""
 
     _directory: Path
+    _saving: threading.Lock = attrs.field(factory=threading.Lock, init=False)  # a task given up leaves its thread
 
     def encoded(self, run: HostsRun) -> bytes:
         """A run as its file; does not block."""
@@ -79,11 +81,12 @@ class RunFiles:
         folder = self._directory / run
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = folder / f".{_RUN}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / _RUN)
+        with self._saving:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / _RUN)
 
     def delete(self, run: str) -> None:
         """Delete a run, with all that hosts told."""

@@ -74,6 +74,8 @@ class HostsBurnin:
     async def close(self) -> None:
         """Leave a run as it is: hosts go on with it, and the next daemon takes it up."""
         await self._tasks.stop()
+        if self._following is not None:
+            await self._save(self._following.run)
         await self._local.close()
 
     def task_failed(self, name: str, error: BaseException) -> None:

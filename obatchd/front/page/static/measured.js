@@ -12,7 +12,7 @@ const HISTORY = [
 const WORK = [['tokens_per_s', 'Tokens/s'], ['queued', 'Requests that wait'], ['in_flight', 'Requests in slots'], ['failed_per_s', 'Failures/s']];
 const chosen = { span: '24h', gpu: '' };
 
-const placeOf = (gpu) => (gpu.host ? `${gpu.host}:${gpu.index}` : gpu.index);  // of a host that joined with its name
+const placeOf = (gpu) => (gpu.host ? `${gpu.host}/${gpu.index ?? '?'}` : gpu.index);  // of a host that joined with its name
 const nameOf = (gpu) => `GPU ${placeOf(gpu) ?? gpu.serial ?? gpu.uuid}`;
 const scaled = (column, by) => (by === 1 ? column : column.map((value) => (value === null ? null : value / by)));
 const seen = (column) => column && column.some((value) => value !== null);
