@@ -98,7 +98,7 @@ def _enrol(invocation: Invocation, file: Path, valid_s: float) -> None:
             "obatchctl hosts forget --enrolment ends what it allows.",
             code="file_exists",
         )
-    link = invocation.client().post("hosts/enrolments", valid_s=valid_s)["link"]
+    link = invocation.client().post("hosts/enrolments", body={"valid_s": valid_s})["link"]
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as target:
         target.write(f"{link}\n")
