@@ -287,6 +287,8 @@ WORDS: Mapping[str, str] = {
     "burnin_started": "Burn-in {run} has begun: {profile}, {duration_s:duration}",
     "hosts_burnin_started": "Burn-in {run} has begun on {hosts}: {profile}, {duration_s:duration}",
     "hosts_burnin_part": "Burn-in {run} on {host}: {state}",
+    "crash_not_told": "",
+    "siblings_not_heard": "",
     "burnin_preparing": "",
     "burnin_prepared": "",
     "burnin_context_refused": "",

@@ -22,7 +22,8 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "usage",
     "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "metrics", "web", "burnin", "alarms",
-    "cluster", "backup", "restore", "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
+    "hosts", "cluster", "backup", "restore", "config", "doctor", "start", "stop", "logs", "completion", "version",
+    "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
@@ -31,6 +32,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("start", "stop", "logs", "version", "help"), "commands.service"),
     "restore": "commands.backup",
     "doctor": "doctor.doctor",
+    "hosts": "hosts",
     "key": "keys",
     "audit": "audit",
     "cluster": "cluster",

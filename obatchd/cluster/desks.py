@@ -12,6 +12,7 @@ import msgspec
 
 from obatchd.burnin.run.plan import Asked
 from obatchd.documents.burnin import Plan
+from obatchd.gpucare.siblings import Sibling
 from obatchd.jobs.model import Profile
 
 
@@ -54,8 +55,21 @@ class ServersDesk(Protocol):
     def log(self, server: str, lines: int, follow: bool) -> AsyncGenerator[str, None]: ...
 
 
+class CareDesk(Protocol):
+    """The desk ``care`` of a host: crashes of its servers, as dispatch sees them, ``ago_s`` seconds ago."""
+
+    async def crashed(self, server: str, work: str, ago_s: float) -> None:
+        """A request was in flight as a server crashed, whose profile is ``work`` in words."""
+
+    async def cleared(self, server: str, work: str, ago_s: float, answered_by: list[str], reason: str) -> None:
+        """A server on the cards with these UUIDs answered such a request; ``reason`` says so."""
+
+
 class HeadDesk(Protocol):
     """The desk ``head`` of the head."""
 
     async def vacate(self, server: str, patience_s: float, reason: str) -> None:
         """Give a server nothing new, wait ``patience_s`` for its requests, and have others answer the rest."""
+
+    async def siblings(self, own: list[Sibling]) -> list[Sibling]:
+        """What the cards of a host do, for what those of all others do."""

@@ -14,6 +14,7 @@ from obatchd.control import auth
 from obatchd.control.answer import CALLER, answer, answer_line, count_asked, object_sent, status_of, time_asked
 from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
+from obatchd.control.hosts import HostRoutes
 from obatchd.control.job_routes import JobRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
 from obatchd.control.read_routes import ReadRoutes
@@ -62,6 +63,7 @@ class Api:
         self._access = access
         self._jobs = JobRoutes(operations.jobs, operations.reads.answers)
         self._reads = ReadRoutes(operations.reads)
+        self._hosts = HostRoutes(operations.hosts)
         self._gpus = GpuRoutes(operations.gpus, operations.burnin, operations.audit)
         self.stopping = False
         self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
@@ -104,6 +106,7 @@ class Api:
             web.post("/v1/models/pull", self._pull),
             web.delete("/v1/models/{model:.+}", self._remove_model),
             *self._gpus.for_administrators(),
+            *self._hosts.for_administrators(),
         ]
 
     @web.middleware
@@ -133,6 +136,8 @@ class Api:
         if (door := self._operations.http.state()) is not None:
             status.http = door
             status.notices += [door.problem] if door.problem else []
+        if (for_hosts := self._operations.hosts.door()) is not None and for_hosts.problem:
+            status.notices.append(for_hosts.problem)
         return answer(status)
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ import msgspec
 from attrs import frozen
 
 from obatchd.control.auth import Caller
+from obatchd.control.hosts import JoinedHostOperations
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs
 from obatchd.documents.audit import AuditAsked, AuditDocument
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
@@ -345,3 +346,4 @@ class Operations:
     metrics: Metrics
     reads: Reads
     web: WebOperations
+    hosts: JoinedHostOperations

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
@@ -22,9 +23,9 @@ from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, DispatchedWork, stress_files
 from obatchd.daemon.hosts import JoinedHosts, joined_hosts
 from obatchd.daemon.machine import Host, machine
+from obatchd.daemon.ray import ray_launcher
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.dispatch.events import CrashListener
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
@@ -36,6 +37,7 @@ from obatchd.front.metrics import MetricRoutes
 from obatchd.front.page.sessions import WebSessions
 from obatchd.front.reads import LookRoutes
 from obatchd.gpucare.cards import GpuCards
+from obatchd.gpucare.moving import CrashesHere
 from obatchd.gpucare.past import Past
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.jobs.store import Facts
@@ -44,10 +46,11 @@ from obatchd.metrics.exposition import Exposition, TextFile
 from obatchd.metrics.sources import Sources, XidCounts
 from obatchd.operations.asking import Questions
 from obatchd.operations.audit import AuditQuestions, PagesOpened, QuarantinesByRules
-from obatchd.operations.batches import Batches
+from obatchd.operations.batches.batches import Batches
 from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
+from obatchd.operations.hosts import Joined, JoinedHostCommands
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
 from obatchd.operations.native import FleetModels
@@ -59,6 +62,9 @@ from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.telling.alarms import Alarms
+
+if TYPE_CHECKING:
+    from obatchd.cluster.head.launcher import Launcher
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Head:
     looks: WorkLooks
     runtime_dir: Path
     joined: JoinedHosts | None  # None where hosts cannot join
+    launcher: Launcher | None  # None where there is nothing to do in Ray
 
 
 async def host(work: Work) -> Host:
@@ -112,12 +119,13 @@ def head(
     served = ServedModels(here.models, here.fleet, here.watch.energy)
     engine = Engine(work, served)
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
-    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher), alarms, owner)
-    policy.monitor.listen(QuarantinesByRules(work.audit))
     news = ServerNews(engine.dispatcher, alarms)
     here.fleet.listen(news)
     joined = joined_hosts(work, here, engine.dispatcher, news, alarms)
     hosts = joined.hosts.hosts if joined is not None else {}
+    members = JoinedHostCommands(work.audit, _parts(joined))
+    policy = GpuPolicy(settings, here.watch, here.fleet, DispatchMover(engine.dispatcher, joined), alarms, owner)
+    policy.monitor.listen(QuarantinesByRules(work.audit))
     watchdog = Watchdog(engine.dispatcher, settings, GpuLoads(here.watch, here.fleet), owner)
     runs = _burnin(work, here, engine, policy, alarms, joined)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner, hosts)
@@ -129,6 +137,7 @@ def head(
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
+    host.launcher = launcher = ray_launcher(work, joined)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
@@ -141,13 +150,20 @@ def head(
         *LookRoutes(reads, gpus, runs, audit).routes(), *MetricRoutes(metrics).routes(),
     ]  # fmt: skip
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
-    operations = Operations(jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions)
+    operations = Operations(
+        jobs, servers, models, gpus, runs, host, desk.keys, http, audit, metrics, reads, sessions, members
+    )
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
+        launcher,
     )  # fmt: skip
+
+
+def _parts(joined: JoinedHosts | None) -> Joined | None:
+    return Joined(joined.roster, joined.hosts, joined.door) if joined is not None else None
 
 
 def _burnin(
@@ -163,8 +179,9 @@ def _burnin(
 class DispatchMover:
     """Moves work by the dispatcher of this process. Implements :class:`obatchd.gpucare.moving.WorkMover`."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, joined: JoinedHosts | None = None) -> None:
         self._dispatcher = dispatcher
+        self._joined = joined
 
     async def vacate(self, server_id: str, patience_s: float, reason: str) -> None:
         if (link := self._dispatcher.links.get(server_id)) is not None:
@@ -176,8 +193,8 @@ class DispatchMover:
     def release(self, reason: str) -> None:
         self._dispatcher.holds.release(reason)
 
-    def listen_to_crashes(self, listener: CrashListener) -> None:
-        self._dispatcher.listen_to_crashes(listener)
+    def listen_to_crashes(self, listener: CrashesHere) -> None:
+        self._dispatcher.listen_to_crashes(self._joined.crashes(listener) if self._joined is not None else listener)
 
 
 class ServerNews:

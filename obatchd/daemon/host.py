@@ -12,6 +12,7 @@ from obatchd.burnin.run.manager import Burnin
 from obatchd.cluster.calls import Desk
 from obatchd.cluster.host.alarms import AlarmsToHead
 from obatchd.cluster.host.desks.burnin import HostBurninDesk
+from obatchd.cluster.host.desks.care import CareDesk
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.host.desks.servers import ServerDesk
@@ -21,6 +22,7 @@ from obatchd.cluster.host.head import Head
 from obatchd.cluster.host.mover import HeadMover
 from obatchd.cluster.host.news import News
 from obatchd.cluster.host.settings import HostSettings
+from obatchd.cluster.host.siblings import SiblingExchange
 from obatchd.cluster.messages import Terms
 from obatchd.daemon.burnin import BurninHost, NoBatchWork, stress_files
 from obatchd.daemon.machine import Host, machine
@@ -77,6 +79,7 @@ class HostParts:
     machine: Host
     policy: GpuPolicy
     burnin: Burnin
+    siblings: SiblingExchange
     news: News
     desks: Mapping[str, Desk]
     _sights: Sights
@@ -99,7 +102,8 @@ async def build(settings: HostSettings, directory: HostDirectory, head: Head, ow
     facts = FileFacts(directory.facts_file)
     here = await machine(settings.current, directory.root, directory.instance, facts, owner)
     alarms = AlarmsToHead(head)
-    policy = GpuPolicy(settings.current, here.watch, here.fleet, HeadMover(head), alarms, owner)
+    mover = HeadMover(head)
+    policy = GpuPolicy(settings.current, here.watch, here.fleet, mover, alarms, owner)
     cards = GpuCards(policy, here.probe)
     sights = Sights(here, cards, settings)
     news = News(head, sights)
@@ -112,8 +116,9 @@ async def build(settings: HostSettings, directory: HostDirectory, head: Head, ow
         "models": ModelDesk(here.models),
         "gpus": GpuDesk(cards, Past(policy, cards)),
         "burnin": HostBurninDesk(runs),
+        "care": CareDesk(mover),
     }
-    return HostParts(here, policy, runs, news, desks, sights, alarms, settings)
+    return HostParts(here, policy, runs, SiblingExchange(head, here.watch), news, desks, sights, alarms, settings)
 
 
 @attrs.define(eq=False)

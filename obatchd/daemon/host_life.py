@@ -136,6 +136,7 @@ class HostDaemon:
             at_end.push_async_callback(self._tasks.stop)
             self._tasks.start(dialer.run(), "dial")
             self._tasks.start(parts.news.run(), "news")
+            self._tasks.start(parts.siblings.run(), "siblings")
             self._tasks.start(Lease(self._head, self._settings, self).run(), "lease")
             self._tasks.start(self._tell_systemd(dialer), "systemd-status")
             if here.fleet.lacks_gpus:

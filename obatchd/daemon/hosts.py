@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from obatchd.cluster.head.care.crashes import CrashesOfAll
 from obatchd.cluster.head.hosts import Hosts
 from obatchd.cluster.head.joined import Attached
 from obatchd.cluster.head.models import HostStores
@@ -12,6 +13,9 @@ from obatchd.cluster.head.reporting import HostAlarms
 from obatchd.cluster.head.server import HostedListener
 from obatchd.daemon.machine import Host
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.dispatch.events import CrashListener
+from obatchd.gpucare.moving import CrashesHere
+from obatchd.gpucare.watch import GpuWatch
 from obatchd.live.work import Work
 from obatchd.operations.audit import HostsJoined
 from obatchd.tasks import TaskSet
@@ -29,9 +33,16 @@ class JoinedHosts:
     roster: Roster
     hosts: Hosts
     door: Door
+    attached: Attached
+    watch: GpuWatch
+
+    def crashes(self, own: CrashesHere) -> CrashListener:
+        """Tells of each crash whoever takes care of the card; ``own`` does of those of this machine."""
+        return CrashesOfAll(own, self.attached.guests, self.hosts.hosts, self.attached.tasks)
 
     async def start(self) -> None:
         """Let hosts in. Raises ConfigError where the library for the head's certificate is missing."""
+        self.attached.tasks.start(self.attached.board.run(self.watch), "siblings")
         await self.door.start()
 
     async def stop(self) -> None:
@@ -53,4 +64,5 @@ def joined_hosts(
     attached = Attached(dispatcher, here.fleet.guests, listener, TaskSet(work.owner))
     hosts = Hosts(roster, work.settings, attached, HostAlarms(alarms))
     here.models.elsewhere = HostStores(hosts.hosts)
-    return JoinedHosts(roster, hosts, Door(work.settings, work.layout.work, roster, hosts, HostsJoined(work.audit)))
+    door = Door(work.settings, work.layout.work, roster, hosts, HostsJoined(work.audit))
+    return JoinedHosts(roster, hosts, door, attached, here.watch)

@@ -16,7 +16,9 @@ HOST_PAUSED, HOST_RESUMED, HOST_DRAINED = "host_paused", "host_resumed", "host_d
 HOST_UNDRAINED, HOST_RELOADED = "host_undrained", "host_reloaded"
 SERVER_DRAINED, SERVER_RESUMED, SERVER_RESTARTED = "server_drained", "server_resumed", "server_restarted"
 MODEL_PULLED, MODEL_REMOVED = "model_pulled", "model_removed"
-HOST_JOINED = "host_joined"  # another machine, whose name is the target
+# Of another machine, whose name is the target.
+HOST_JOINED, HOST_FORGOTTEN, HOST_CODE_MADE = "host_joined", "host_forgotten", "host_code_made"
+ENROLMENT_MADE, ENROLMENT_REVOKED = "enrolment_made", "enrolment_revoked"
 BURNIN_STARTED, BURNIN_STOPPED = "burnin_started", "burnin_stopped"
 RECORDS_LOST = "records_lost"  # the disk refused for so long that not all could be kept until it took them
 KINDS = (
@@ -24,7 +26,8 @@ KINDS = (
     GPU_UNSHARED,
     JOB_CANCELLED, JOB_REMOVED, JOB_RETRIED, JOB_PAUSED, JOB_RESUMED, FILE_REMOVED, HOST_PAUSED, HOST_RESUMED,
     HOST_DRAINED, HOST_UNDRAINED, HOST_RELOADED, SERVER_DRAINED, SERVER_RESUMED, SERVER_RESTARTED, MODEL_PULLED,
-    MODEL_REMOVED, HOST_JOINED, BURNIN_STARTED, BURNIN_STOPPED, RECORDS_LOST,
+    MODEL_REMOVED, HOST_JOINED, HOST_FORGOTTEN, HOST_CODE_MADE,
+    ENROLMENT_MADE, ENROLMENT_REVOKED, BURNIN_STARTED, BURNIN_STOPPED, RECORDS_LOST,
 )  # fmt: skip
 # Where somebody came from: the socket of obatchctl, HTTP over the network, the socket of HTTP, the page in a session of
 # its own over either of these, and nowhere.

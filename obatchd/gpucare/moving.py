@@ -7,6 +7,18 @@ from typing import Protocol
 from obatchd.dispatch.events import CrashListener
 
 
+class CrashesHere(CrashListener):
+    """Judges the cards of this machine by crashes, also where servers of others answered what was in flight.
+    :class:`obatchd.gpucare.policy.GpuPolicy`; does nothing by itself."""
+
+    def cleared_by(self, server_id: str, work: str, crashed_s: float, cards: set[str], reason: str) -> None:
+        """As ``cleared``, by a server on these cards, which may be those of other machines."""
+
+    def cards_of(self, server_id: str) -> set[str]:
+        """The UUIDs of the cards here that a server computes on."""
+        return set()
+
+
 class WorkMover(Protocol):
     """Moves requests away from servers; :class:`obatchd.daemon.compose.DispatchMover` in a daemon, on a host of many
     :class:`obatchd.cluster.host.mover.HeadMover`."""
@@ -23,5 +35,5 @@ class WorkMover(Protocol):
     def release(self, reason: str) -> None:
         """That reason is over."""
 
-    def listen_to_crashes(self, listener: CrashListener) -> None:
+    def listen_to_crashes(self, listener: CrashesHere) -> None:
         """Tell of each request that was in flight in a crash of a server, and when another server answers it."""

@@ -11,10 +11,9 @@ from datetime import datetime
 
 import attrs
 
-from obatchd.dispatch.events import CrashListener
 from obatchd.documents.alarms import Announcer, GpuQuarantined, GpusUnknown
 from obatchd.documents.gpus import GpuEvent
-from obatchd.gpucare.moving import WorkMover
+from obatchd.gpucare.moving import CrashesHere, WorkMover
 from obatchd.gpucare.watch import GpuWatch, servers_on
 from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
@@ -33,7 +32,7 @@ _DANGER = ("near_shutdown", "lost")
 
 
 @attrs.define(eq=False)
-class GpuPolicy(MonitorListener, CrashListener):
+class GpuPolicy(MonitorListener, CrashesHere):
     """Connects the health of GPUs, loans and hours of use with servers and dispatch."""
 
     _settings: Current[Settings]
@@ -86,15 +85,18 @@ class GpuPolicy(MonitorListener, CrashListener):
             self._flushed_s = float("-inf")
 
     def crashed(self, server_id: str, work: str, crashed_s: float) -> None:
-        for card in self._cards_of(server_id):
+        for card in self.cards_of(server_id):
             self.monitor.crashed(card, work, _epoch_s(crashed_s))
 
     def cleared(self, server_id: str, work: str, crashed_s: float, answered_by: str) -> None:
         words = f"{server_id} crashed, and {answered_by} answered what it was working on"
-        for card in self._cards_of(server_id):
-            self.monitor.cleared(card, work, _epoch_s(crashed_s), self._cards_of(answered_by), words)
+        self.cleared_by(server_id, work, crashed_s, self.cards_of(answered_by), words)
 
-    def _cards_of(self, server_id: str) -> set[str]:
+    def cleared_by(self, server_id: str, work: str, crashed_s: float, cards: set[str], reason: str) -> None:
+        for card in self.cards_of(server_id):
+            self.monitor.cleared(card, work, _epoch_s(crashed_s), cards, reason)
+
+    def cards_of(self, server_id: str) -> set[str]:
         """None of a server on the CPU or elsewhere, which therefore proves nothing about a card here."""
         server = self.fleet.servers.get(server_id)
         return {gpu.card for gpu in server.gpus} if isinstance(server, ManagedServer) else set()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from obatchd.gpucare.records import GpuRecords
+from obatchd.gpucare.siblings import CardsElsewhere, Sibling, condensed
 from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.history import History
 from obatchd.gpus.kernel_log import KernelLog
 from obatchd.gpus.monitor import Monitor, RecordStore, Siblings
 from obatchd.gpus.probe import Probe
+from obatchd.gpus.track import Track
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.settings.current import Current
@@ -41,6 +44,7 @@ class GpuWatch(Siblings):
         self.history = History(work / "history.db")
         records = GpuRecords(work / "gpus.json", facts)
         self.energy = EnergyMeters()
+        self.elsewhere = CardsElsewhere()
         self.monitor = Monitor(probe, records, settings, self, [self.history, self.energy])
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)
 
@@ -69,12 +73,28 @@ class GpuWatch(Siblings):
 
     def comparable(self, card: str) -> set[str]:
         """Cards whose servers do the same work: a fault that they suffer, too, is not this card's."""
-        mine = {server.loaded or server.loading for server in servers_on(self._fleet, card)} - {None}
+        mine = self._work_of(card)
         cards: set[str] = set()
         for server in self._fleet.servers.values():
             if isinstance(server, ManagedServer) and server.loaded in mine and server.ready:
                 cards |= {gpu.card for gpu in server.gpus}
         return cards
+
+    def _work_of(self, card: str) -> AbstractSet[object]:
+        """The profiles that the servers on a card have loaded, or are loading."""
+        return {server.loaded or server.loading for server in servers_on(self._fleet, card)} - {None}
+
+    def tracks_elsewhere(self, card: str, named: AbstractSet[str]) -> Sequence[Track]:
+        return self.elsewhere.tracks({str(profile) for profile in self._work_of(card)}, named)
+
+    def siblings(self) -> list[Sibling]:
+        """The cards of this machine, for the care of those of others."""
+        settings, now_s = self._settings.value.gpu_health, time.time()
+        ready = {
+            card: {str(server.loaded) for server in servers_on(self._fleet, card) if server.loaded and server.ready}
+            for card in self.monitor.tracks
+        }
+        return [condensed(track, ready[card], settings, now_s) for card, track in self.monitor.tracks.items()]
 
 
 def servers_on(fleet: Fleet, card: str) -> Iterator[ManagedServer]:

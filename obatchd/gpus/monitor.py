@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal, Protocol
 
 import attrs
@@ -92,6 +93,10 @@ class Siblings(Protocol):
 
     def comparable(self, card: str) -> set[str]:
         """Cards that do the same work as ``card``: trouble that they have, too, is not its own fault."""
+        ...
+
+    def tracks_elsewhere(self, card: str, named: AbstractSet[str]) -> Sequence[Track]:
+        """As far as they are known, those of cards of other machines that do so, or are ``named`` by UUID."""
         ...
 
 
@@ -261,6 +266,7 @@ class Monitor(Listener):
             comparable = self._siblings.comparable(uuid) - {uuid}
             comparable |= {card for c in track.server_crashes if c.at_s >= recently_s for card in c.answered_by}
             siblings = [other for name, other in self.tracks.items() if name in comparable]
+            siblings += self._siblings.tracks_elsewhere(uuid, comparable)
             found = assess(track, self._settings.value.gpu_health, siblings)
             self._tell_changes(uuid, self.assessments.get(uuid), found)
             self.assessments[uuid] = found

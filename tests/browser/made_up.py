@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from obatchd.documents.gpus import GpuEntry, GpuEventEntry, Gpus, KernelLogState
+from obatchd.documents.gpus import GpuEntry, GpuEventEntry, Gpus, HostProbe, KernelLogState
 from obatchd.documents.history import Column, GpuColumns, GpuHistory, HostWork, ServerWorked, WorkHistory
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.status import (
     DiskState,
+    HostBrief,
     InboxState,
     LoadedModel,
     Overview,
@@ -135,6 +136,7 @@ class MadeUp:
         self.still = False  # it does not grow
         self.silent = False  # connections are cut
         self.administrator = True
+        self.hosts = 0  # joined ones, over which the GPUs are spread; the last one is away
         self.documents: dict[str, Any] = {}  # more of them, by path
         self.asked: Counter[tuple[str, int]] = Counter()  # path and status
         self.url = ""
@@ -155,11 +157,31 @@ class MadeUp:
             inbox=InboxState(0, [], 0, ""), disk=DiskState(812 * 10**9, -1, False), pulls=[], jobs=[],
         )  # fmt: skip
         gpus = Gpus(probe.state, probe.message, None, KernelLogState("/dev/kmsg", ""), cards)
+        if self.hosts:
+            self._spread(status, gpus)
         shown = [job(number, self.look) for number in range(min(limit, self.jobs))]
         return Overview(
             revision=str(self.look), uid=1000, administrator=self.administrator, status=status, gpus=gpus, jobs=shown,
             next=shown[-1].job if self.jobs > limit else None,
         )  # fmt: skip
+
+    def _spread(self, status: Status, gpus: Gpus) -> None:
+        """Put the GPUs into hosts: as many in each."""
+        names, each = [f"node{number + 1:02d}" for number in range(self.hosts)], self.gpus // self.hosts
+        log = KernelLogState("/dev/kmsg", "")
+        gone = "it has said nothing for 7.5 s"
+        status.hosts = [HostBrief(name, "here", "", None, "0.3.0") for name in names]
+        status.hosts[-1] = HostBrief(names[-1], "away", gone, None, "0.3.0")
+        told = [(host.name, host.state == "here", host.reason) for host in status.hosts]
+        gpus.hosts = [HostProbe(*one, "ok", "", None, log) for one in told]
+        for number, (card, on) in enumerate(zip(gpus.gpus, status.servers, strict=True)):
+            host = status.hosts[number // each]
+            card.host, card.index, on.host = host.name, number % each, host.name
+            on.id = f"{host.name}.gpu{card.index}"
+            card.servers = [on.id]
+            if host.state == "away":
+                card.health, card.reason, on.state = "unknown", f"host {host.name} is away: {gone}", "backoff"
+                on.reason, on.loaded, on.tokens_per_s, on.in_flight = card.reason, None, 0.0, 0
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if self.silent:

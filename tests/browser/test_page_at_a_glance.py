@@ -82,6 +82,28 @@ def test_twenty_eight_gpus_are_on_one_screen(browser: Browser, many: MadeUp, sch
     clean(browser, many)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_gpus_of_joined_hosts_stand_below_their_host(browser: Browser, many: MadeUp, scheme: str) -> None:
+    many.hosts = 7
+    browser.context(colorScheme=scheme, viewport={"width": 1600, "height": 1000})
+    browser.sign_in(many.link)
+    browser.wait("tbody tr >> nth=27")
+    browser.shoot(f"fleet-7-hosts-{scheme}")
+    headings = browser.run(
+        "return page.evaluate(() => [...document.querySelectorAll('main h2')].map((h) => h.innerText))"
+    )
+    assert [heading.split()[0] for heading in headings] == [f"node{number:02d}" for number in range(1, 8)]
+    assert "away" in headings[-1] and "it has said nothing for 7.5 s" in headings[-1]
+    rows = browser.run(
+        "return page.evaluate(() => [...document.querySelectorAll('main table')]"
+        ".map((t) => t.querySelectorAll('tbody tr').length))"
+    )
+    assert len(rows) == 7 and min(rows) >= 4
+    assert "obatchctl gpus show node07/0" in browser.text("main")
+    assert browser.findings() == []
+    clean(browser, many)
+
+
 def test_the_code_goes_from_the_address_and_the_token_out_in_no_url(browser: Browser, many: MadeUp) -> None:
     browser.sign_in(many.link)
     assert browser.run("return page.url()") == f"{many.url}/#/fleet"

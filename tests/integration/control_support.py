@@ -26,6 +26,7 @@ from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.history import GpuHistory, HostWork, WorkHistory
+from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, NewLink
 from obatchd.documents.jobs import (
     Cause,
     Failure,
@@ -185,7 +186,7 @@ class FakeOperations:
         parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
         reads = Reads(FakeOverviews(self), FakeAnswers(self), FakeHistory(self))
         doors = FakeKeys(self), FakeDoor(self), FakeAudit(self), FakeMetrics()
-        self.operations = Operations(*parts, *doors, reads=reads, web=FakeWeb(self))
+        self.operations = Operations(*parts, *doors, reads=reads, web=FakeWeb(self), hosts=FakeHosts(self))
 
 
 @dataclass
@@ -408,6 +409,53 @@ class FakeAudit:
         self, caller: Caller, kind: str, target: str = "", detail: str = ""
     ) -> contextlib.AbstractAsyncContextManager[None]:
         return contextlib.nullcontext()
+
+
+@dataclass
+class FakeHosts:
+    """Its hosts that joined: node07, or none where nobody listens for them."""
+
+    daemon: FakeOperations
+
+    def door(self) -> HostDoor | None:
+        return None
+
+    def all(self) -> HostList:
+        enrolment = EnrolmentEntry("enrol-1", "2026-11-29T10:00:00.000Z", "2026-12-06T10:00:00.000Z", ["node07"])
+        return HostList(HostDoor("10.0.0.1:7700", "sha256:" + 64 * "a", ""), [host()], [enrolment])
+
+    async def code(self, caller: Caller, head: str) -> NewLink:
+        self.daemon.calls.append(("code", head))
+        return NewLink("obatch://10.0.0.1:7700/#secret.pin", "2026-11-29T10:10:00.000Z", "")
+
+    async def enrol(self, caller: Caller, valid_s: float, head: str) -> NewLink:
+        self.daemon.calls.append(("enrol", valid_s, head))
+        return NewLink("obatch://10.0.0.1:7700/#secret.pin", "2026-12-06T10:00:00.000Z", "enrol-1")
+
+    async def drain(self, caller: Caller, name: str) -> HostEntry:
+        self.daemon.calls.append(("drain_host", name))
+        return host()
+
+    async def resume(self, caller: Caller, name: str) -> HostEntry:
+        self.daemon.calls.append(("resume_host", name))
+        return host()
+
+    async def forget(self, caller: Caller, name: str) -> Forgotten:
+        self.daemon.calls.append(("forget_host", name))
+        return Forgotten([name])
+
+    async def revoke(self, caller: Caller, enrolment: str) -> Forgotten:
+        self.daemon.calls.append(("revoke", enrolment))
+        return Forgotten(["node07"])
+
+
+def host() -> HostEntry:
+    """A host that is away."""
+    return HostEntry(
+        name="node07", state="away", reason="the connection broke", since="2026-11-29T10:00:00.000Z", gpus=4, servers=4,
+        ready=0, version="1.2.3", allocation="Slurm job 4711", drained="", enrolment="enrol-1",
+        joined_at="2026-11-29T09:00:00.000Z", until=None,
+    )  # fmt: skip
 
 
 @dataclass

@@ -14,6 +14,7 @@ from test_fault_matrix import BurnedIn, climb, rising
 from obatchd.daemon.burnin import BurninHost
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import Monitor
+from obatchd.gpus.track import Track
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
@@ -56,6 +57,9 @@ class Monitored(Watched):
 
     def comparable(self, card: str) -> set[str]:
         return set(self.monitor.tracks)
+
+    def tracks_elsewhere(self, card: str, named: object) -> list[Track]:
+        return []
 
     def see(self, reading: Reading, slow: SlowReading | None) -> None:
         if slow is not None:

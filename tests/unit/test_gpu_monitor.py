@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +14,11 @@ from settings_support import in_force
 
 from obatchd.documents.gpus import GpuEvent
 from obatchd.gpucare.records import GpuRecords
+from obatchd.gpucare.siblings import CardsElsewhere, Sibling, condensed
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
+from obatchd.gpus.track import Crash, Track
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
 class DictFacts(dict[str, str]):
@@ -39,9 +44,13 @@ class Bench(MonitorListener):
         probe: Any = SimpleNamespace(gpus=self.gpus)
         self.monitor = Monitor(probe, self.facts, in_force(gpus={"use": use}), self, [self])
         self.now_s = time.time()
+        self.elsewhere = CardsElsewhere()
 
     def comparable(self, card: str) -> set[str]:
         return set() if self.alone else set(self.monitor.tracks)
+
+    def tracks_elsewhere(self, card: str, named: AbstractSet[str]) -> Sequence[Track]:
+        return self.elsewhere.tracks({"tiny"}, named)
 
     def quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
         self.taken_out.append((card, quarantine.reason, urgent))
@@ -252,3 +261,54 @@ def test_a_damaged_record_hides_no_other() -> None:
     bench.monitor.save()
     bench.facts["gpu/GPU-0"] = "{"
     assert set(Bench(bench.facts, count=2).monitor.tracks) == {"GPU-0", "GPU-1"}
+
+
+def repeated_xids(bench: Bench) -> None:
+    """Application XIDs on the first card, as often as it takes."""
+    for number in range(GpuHealthSettings().repeats):
+        bench.monitor.xids([XidEvent(31, time.time() + 10 * number, "GPU-0")])
+    bench.read()
+
+
+def test_a_card_that_is_alone_in_its_host_is_judged_beside_those_of_other_hosts() -> None:
+    alone = Bench(count=1)
+    repeated_xids(alone)
+    assert alone.taken_out == []  # nobody to compare it with
+    beside = Bench(count=1)
+    beside.elsewhere.heard([Sibling("GPU-far", ["tiny"])])
+    repeated_xids(beside)
+    assert [card for card, *_ in beside.taken_out] == ["GPU-0"] and "on this GPU alone" in beside.taken_out[0][1]
+
+
+def test_trouble_that_cards_of_other_hosts_have_too_is_software() -> None:
+    for sibling in (Sibling("GPU-far", ["tiny"], [(31, 300.0)]), Sibling("GPU-far", ["another model"])):
+        bench = Bench(count=1)
+        bench.elsewhere.heard([sibling])
+        repeated_xids(bench)
+        assert bench.taken_out == []
+
+
+def test_crashes_speak_against_a_card_where_one_of_another_host_answered() -> None:
+    def crash(bench: Bench) -> None:
+        for number in range(GpuHealthSettings().repeats):
+            at_s = bench.now_s - 600 + 60 * number
+            bench.monitor.crashed("GPU-0", "tiny", at_s)
+            bench.monitor.cleared("GPU-0", "tiny", at_s, {"GPU-far"}, "it crashed")
+        bench.read()
+
+    unknown, clean, crashing = Bench(count=1), Bench(count=1), Bench(count=1)
+    clean.elsewhere.heard([Sibling("GPU-far", ["another model by now"])])
+    crashing.elsewhere.heard([Sibling("GPU-far", ["tiny"], [], [60.0], {"tiny": 60.0})])
+    for bench in (unknown, clean, crashing):
+        crash(bench)
+    assert [len(bench.taken_out) for bench in (unknown, clean, crashing)] == [0, 1, 0]
+
+
+def test_a_card_told_in_few_words_says_the_same_by_another_clock() -> None:
+    track = Track(Identity("GPU-0"), crashed_s={"tiny": 5000.0}, server_crashes=[Crash(5000.0, "tiny")])
+    track.xids = [XidEvent(31, 5400.0, "GPU-0"), XidEvent(31, 100.0, "GPU-0"), XidEvent(79, 5400.0, "GPU-0")]
+    told = condensed(track, {"tiny"}, GpuHealthSettings(), 5500.0)
+    assert told == Sibling("GPU-0", ["tiny"], [(31, 100.0)], [500.0], {"tiny": 500.0})
+    there = msgspec.msgpack.decode(msgspec.msgpack.encode(told.aged(10.0)), type=Sibling).track(1_000_000.0)
+    assert [(event.xid, event.at_s) for event in there.xids] == [(31, 999_890.0)]
+    assert there.crashed_s == {"tiny": 999_490.0} and there.server_crashes == [Crash(999_490.0)]

@@ -28,7 +28,7 @@ from obatchd.jobs.formats.lines import BatchIndexer
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import BatchRow, FileRow
 from obatchd.live.work import Work
-from obatchd.operations.batch_terms import deadline_s, terms_of
+from obatchd.operations.batches.terms import deadline_s, terms_of
 from obatchd.operations.files import Files
 from obatchd.operations.keys import Keys
 from obatchd.operations.outputs import JobFiles

@@ -24,13 +24,36 @@ def joined(status: Document) -> Iterator[CheckResult]:
         return
     here = [host for host in hosts if host["state"] != "away"]
     servers = sum(bool(server.get("host")) for server in status["servers"])
-    text = f"{len(here)} of {counted(len(hosts), 'host')} {'is' if len(here) == 1 else 'are'} here"
     if here:
-        yield ok("hosts", f"{text}; they have {counted(servers, 'server')}")
+        yield ok("hosts", f"{len(here)} of {len(hosts)} here, {counted(servers, 'server')}")
     else:
-        yield bad("hosts", f"{text}: no server of theirs answers anything", "obatchctl hosts")
+        yield bad("hosts", f"none of {len(hosts)} is here: nothing is answered there", "obatchctl hosts")
     for host in hosts:
         yield from _one(host, status)
+
+
+def engine(status: Document) -> Iterator[CheckResult]:
+    """The engine that starts hosts: whether it is here, who may come to it, and machines on which no host runs."""
+    told = status.get("engine")
+    if not told:
+        return
+    if told["state"] == "gone":
+        yield bad("ray", told["reason"], "ray status")
+        return
+    if told["state"] == "starting":
+        yield warn("ray", f"obatchd is about to connect to the Ray at {told['address']}", "obatchctl doctor")
+        return
+    running = sum(node["state"] == "running" for node in told["nodes"])
+    text = f"Ray {told['version']}: a host runs on {running} of {counted(len(told['nodes']), 'node')} with GPUs"
+    yield ok("ray", text) if told["nodes"] else warn("ray", f"{text}: no node has any", "ray status")
+    if told["reason"]:
+        yield warn("ray", told["reason"], "obatchctl doctor")
+    for node in told["nodes"]:
+        if node["reason"]:
+            yield warn("ray", f"{node['name']}: {node['reason']}", "ray status")
+    if not told["authenticated"]:
+        text = "Ray asks nobody for a token: whoever reaches its ports can run programs on all of its machines"
+        yield warn("ray", text, "ray get-auth-token --generate, and RAY_AUTH_MODE=token for ray start and obatchd")
 
 
 def _one(host: Document, status: Document) -> Iterator[CheckResult]:

@@ -19,6 +19,7 @@ from obatchd.cluster.messages import Hello, Refused, Terms
 from obatchd.cluster.session import Session, Socket
 from obatchd.cluster.terms import terms
 from obatchd.errors import NotFoundError
+from obatchd.gpucare.siblings import Sibling
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
@@ -74,6 +75,9 @@ class HeadDesk:
             raise NotFoundError(f"the head knows no server {server[:80]} of host {self._host}")
         patience_s = min(patience_s, _MOST_PATIENCE_S) if math.isfinite(patience_s) else 0.0
         await dispatcher.vacate(link, max(0.0, patience_s), reason[:1000])
+
+    async def siblings(self, own: list[Sibling]) -> list[Sibling]:
+        return self._attached.board.exchange(self._host, own)
 
 
 @attrs.define(eq=False)

@@ -9,6 +9,7 @@ from typing import Literal
 import attrs
 
 from obatchd import log
+from obatchd.cluster.head.care.siblings import SiblingBoard
 from obatchd.cluster.head.sensors import HostSensors
 from obatchd.cluster.head.server import HostedListener, HostedServer
 from obatchd.cluster.head.trust import MOST_SERVERS, lie
@@ -33,6 +34,7 @@ class Attached:
     guests: dict[str, ServerFace]  # of :class:`obatchd.servers.fleet.Fleet`
     listener: HostedListener
     tasks: TaskSet
+    board: SiblingBoard = attrs.field(factory=SiblingBoard, init=False)
 
 
 @attrs.define(eq=False)

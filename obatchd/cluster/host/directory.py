@@ -18,7 +18,7 @@ from obatchd.errors import HostError
 from obatchd.settings.base import expanded
 
 SERVICE_DIRECTORY = Path("/var/lib/obatch-host")
-_SERVICE_FILE = Path("/etc/obatch/host.toml")
+SERVICE_FILE = Path("/etc/obatch/host.toml")
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 _NAME_CHARACTERS = 40
@@ -41,7 +41,7 @@ class HostDirectory:
     @property
     def config_file(self) -> Path | None:
         """The host's file where none is named: that of the service, else ``host.toml`` in here; None: there is none."""
-        places = (_SERVICE_FILE,) if self.root == SERVICE_DIRECTORY else (self.root / "host.toml",)
+        places = (SERVICE_FILE,) if self.root == SERVICE_DIRECTORY else (self.root / "host.toml",)
         return next((place for place in places if place.exists()), None)
 
     @classmethod

@@ -15,12 +15,18 @@ def read_file(path: Path) -> bytes:
         return file.read(_MOST_BYTES)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file by ``content``, so that a power cut leaves the old one or the new one. Raises OSError."""
+def write_file(path: Path, content: bytes, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file by ``content``, so that a power cut leaves the old one or the new one. Raises OSError.
+
+    ``owner``: uid and gid of the new one, where root writes it for somebody.
+    """
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "wb") as file:
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)
         file.write(content)
         file.flush()
         os.fsync(descriptor)

@@ -6,8 +6,8 @@ import attrs
 
 from obatchd import log
 from obatchd.cluster.host.head import Head
-from obatchd.dispatch.events import CrashListener
 from obatchd.errors import ObatchError
+from obatchd.gpucare.moving import CrashesHere
 
 _log = log.get(__name__)
 _ANSWER_S = 30.0  # beyond its patience
@@ -19,7 +19,7 @@ class HeadMover:
     :class:`obatchd.gpucare.moving.WorkMover`."""
 
     _head: Head
-    crashes: CrashListener = attrs.field(factory=CrashListener, init=False)  # of servers here, as the head tells them
+    crashes: CrashesHere = attrs.field(factory=CrashesHere, init=False)  # of servers here, as the head tells them
 
     async def vacate(self, server_id: str, patience_s: float, reason: str) -> None:
         if (session := self._head.session) is None:
@@ -38,5 +38,5 @@ class HeadMover:
     def release(self, reason: str) -> None:
         pass
 
-    def listen_to_crashes(self, listener: CrashListener) -> None:
+    def listen_to_crashes(self, listener: CrashesHere) -> None:
         self.crashes = listener

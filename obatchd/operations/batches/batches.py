@@ -25,8 +25,8 @@ from obatchd.jobs.store import BatchRow, FileRow, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.live.work import Part
 from obatchd.operations.audit import of_another, recorded
-from obatchd.operations.batch_documents import FINISHED, BatchDocuments
-from obatchd.operations.batch_terms import deadline_s, terms_of
+from obatchd.operations.batches.documents import FINISHED, BatchDocuments
+from obatchd.operations.batches.terms import deadline_s, terms_of
 from obatchd.operations.files import Files
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.outputs import BATCH, INPUT_PURPOSE, JOB_ID
