@@ -50,7 +50,11 @@ class Host:
         self._address = f"127.0.0.{number + 1}"
         self._process: subprocess.Popen[bytes] | None = None
         own = {name: value for name, value in os.environ.items() if not name.startswith(("OBATCH", "OLLAMA_"))}
-        self._environment = own | {"OBATCHD_SIMULATOR": json.dumps(SIMULATOR), "HOME": str(directory)}
+        self._environment = own | {
+            "HOME": str(directory),
+            "OBATCHD_SIMULATOR": json.dumps(SIMULATOR),
+            "OBATCHD_SIMULATOR_MACHINE": str(number),
+        }
 
     def join(self, link: str) -> None:
         """Join by the link, as an administrator of the host types it; exits where that is refused."""

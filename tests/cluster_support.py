@@ -18,6 +18,7 @@ from daemon_support import BIN, Daemon, Document, Job, alive, ask_server, wait_f
 from line_support import Line, line_to
 from port_support import free_ports
 
+from obatchd.simulator.gpus import MACHINE
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 _LINK = re.compile(r"obatch://\S+")
@@ -99,6 +100,7 @@ class HostProcess:
         self.config_file = root / "host.toml"
         self.log_file = root / "log"
         self.simulator = simulator or {}
+        self._number = number
         self.process: subprocess.Popen[bytes] | None = None
         self._own = _laid_over(
             _QUICK,
@@ -110,8 +112,12 @@ class HostProcess:
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-        more = {"HOME": str(self.root), "PYTHONFAULTHANDLER": "1", "OBATCHD_SIMULATOR": json.dumps(self.simulator)}
-        return kept | more
+        return kept | {
+            "HOME": str(self.root),
+            "PYTHONFAULTHANDLER": "1",
+            "OBATCHD_SIMULATOR": json.dumps(self.simulator),
+            MACHINE: str(self._number),
+        }
 
     def join(self, link: str = "") -> HostProcess:
         """Join by a code of the head, or by ``link``, and lay our settings over the file that this wrote."""

@@ -12,15 +12,13 @@ import pytest
 from cluster_support import Fleet, make_fleet
 from daemon_support import Document, alive, ask_server, prompts, wait_for
 
-LEASE_S = 20.0
 BACK_S = 10.0  # a host is back so soon after what was wrong is over
 STEADY: Document = {"service_s": {"kind": "fixed", "value": 0.2}, "load_s": 0.05}
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    config = {"cluster": {"lease_s": LEASE_S}}
-    with make_fleet(tmp_path_factory.mktemp("faults"), config=config, simulator=STEADY) as fleet:
+    with make_fleet(tmp_path_factory.mktemp("faults"), simulator=STEADY) as fleet:
         yield fleet
 
 
@@ -76,7 +74,6 @@ def test_a_cut_is_noticed_and_after_it_healed_the_models_are_still_loaded(fleet:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_cut_of_70_seconds_is_none_that_anybody_feels(fleet: Fleet) -> None:
-    # The lease of this fleet is shorter: what the host unloads is loaded again, once.
     asked = _in_work(fleet, "long", 600)
     fleet.lines[0].cut()
     time.sleep(70)
@@ -126,12 +123,16 @@ def test_models_are_unloaded_when_the_head_is_away_for_longer_than_the_lease(fle
     fleet.job("filled", prompts(40, "filled"))
     urls = [server["url"] for server in fleet.hosts[0].servers()]
     unloaded = [ask_server(url, "/simulator/state")["unloads"] for url in urls]
+    fleet.head.configure({"cluster": {"listen": f"127.0.0.1:{fleet.head.port}", "lease_s": 2}, "gpus": {"use": "none"}})
+    fleet.head.stop()
+    fleet.head.start()
+    _comes_back(fleet)
     fleet.head.stop()
     wait_for(
         lambda: all(
             ask_server(url, "/simulator/state")["unloads"] > before for url, before in zip(urls, unloaded, strict=True)
         ),
-        LEASE_S + 20,
+        25,
         "the models are unloaded",
     )
     assert fleet.hosts[0].process is not None and fleet.hosts[0].process.poll() is None

@@ -45,7 +45,7 @@ def test_a_bad_gpu_is_taken_out_on_its_host_and_told_at_the_head(fleet: Fleet) -
     fleet.hosts[0].launch()
     wait_for(lambda: fleet.hosts[0].state() == "here" and fleet.head.ready_servers() == 3, 60, "it is back")
     assert _states(fleet)["node01.gpu1"] == "quarantined", "the host remembers"
-    released = fleet.head.control("gpus", "release", "node01:1")
+    released = fleet.head.control("gpus", "release", "node01/1")
     assert released.returncode == 0, released.stdout + released.stderr
     fleet.head.has_ready(4)
 
