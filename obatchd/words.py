@@ -127,3 +127,8 @@ def misfit(error: Exception) -> str:
     for words, plain in _MISFITS:
         said = words.sub(plain, said)
     return f"{place.strip('.`') or 'it'} {said}"
+
+
+def in_order(name: str) -> list[str | int]:
+    """For sorting names: numbers in them count as such, so that node2 comes before node10."""
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)]

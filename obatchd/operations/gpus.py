@@ -27,6 +27,7 @@ from obatchd.live.audit import AuditLog
 from obatchd.log import get
 from obatchd.operations.audit import entry_of, recorded
 from obatchd.times import duration
+from obatchd.words import in_order
 
 _log = get(__name__)
 _MOST_NAMED = 8  # of GPUs, in one message
@@ -54,8 +55,9 @@ class CallersLedger:
 class GpuService:
     """Implements :class:`obatchd.control.operations.GpuOperations`, which says what each method does.
 
-    Those of this machine are named as ever; one of a joined host as ``node07/0`` (``node07.0`` and ``node07:0`` are taken, too), by its UUID or its
-    serial number, and by its index alone where no other machine has a GPU with that one.
+    Those of this machine are named as ever; one of a joined host as ``node07/0`` (``node07.0`` and ``node07:0`` are
+    taken, too), by its UUID or its serial number, and by its index alone where no other machine has a GPU with that
+    one.
     """
 
     _cards: GpuCards
@@ -64,9 +66,10 @@ class GpuService:
 
     def all(self) -> Gpus:
         found = self._cards.all()
-        if probes := [probe for host in self._hosts.values() if (probe := elsewhere.probe_of(host)) is not None]:
+        hosts = [self._hosts[name] for name in sorted(self._hosts, key=in_order)]
+        if probes := [probe for host in hosts if (probe := elsewhere.probe_of(host)) is not None]:
             found.hosts = probes
-            for host in self._hosts.values():
+            for host in hosts:
                 found.gpus += elsewhere.cards_of(host)
         return found
 

@@ -89,7 +89,7 @@ class HostCommands:
             ],
             interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,
-            hosts=[brief(self._hosts[name]) for name in sorted(self._hosts)] or UNSET,
+            hosts=list(map(brief, self._servers.sorted_hosts())) or UNSET,
         )
 
     def state(self, *, held_up: bool) -> str:
@@ -128,7 +128,7 @@ class HostCommands:
     def _notices(self, caller: Caller) -> list[str]:
         audit = self._engine.work.audit.problem
         alarms = [*self._alarms.troubles(), *([audit] if audit else [])] if caller.is_administrator else []
-        hosts = [notice for host in self._hosts.values() for notice in notices_of(host)]
+        hosts = [notice for host in self._servers.sorted_hosts() for notice in notices_of(host)]
         return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *hosts, *alarms]
 
     async def test_alarms(self) -> AlarmsTested:
@@ -154,7 +154,7 @@ class HostCommands:
                 reasons.append(reason)
         reasons += held_up
         servers = list(self._fleet.all.values())
-        for host in self._hosts.values():
+        for host in self._servers.sorted_hosts():
             reasons += reasons_of(host)
         reasons += [f"server {server.in_words}" for server in servers if server.down and not self._is_away(server)]
         if self._engine.intake.report.problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
@@ -37,6 +36,7 @@ from obatchd.servers.server import ServerFace
 from obatchd.settings import addresses
 from obatchd.tasks import TaskSet
 from obatchd.times import clock
+from obatchd.words import in_order
 
 _KINDS = {"drain": SERVER_DRAINED, "resume": SERVER_RESUMED, "restart": SERVER_RESTARTED}  # in the audit log
 _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says how far it is
@@ -56,6 +56,10 @@ class ServerCommands:
     def all(self) -> list[ServerEntry]:
         guests = sorted(self._fleet.guests.values(), key=_by_host)
         return [self._document(server) for server in (*self._fleet.servers.values(), *guests)]
+
+    def sorted_hosts(self) -> list[JoinedHost]:
+        """Joined hosts by name."""
+        return [self.hosts[name] for name in sorted(self.hosts, key=in_order)]
 
     def tuning(self) -> SlotTuning:
         managed = any(isinstance(server, ManagedServer) for server in self._fleet.servers.values())
@@ -165,13 +169,8 @@ class ServerCommands:
 
 
 def _by_host(server: ServerFace) -> tuple[list[str | int], list[str | int]]:
-    """For sorting: by the name of the host, then its own, and numbers in them as such."""
-    return _numbered(server.host), _numbered(server.id)
-
-
-def _numbered(name: str) -> list[str | int]:
-    """The parts of a name; every second one is a number."""
-    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)]
+    """For sorting: by the name of the host, then its own."""
+    return in_order(server.host), in_order(server.id)
 
 
 def _refused(link: Link) -> list[RefusedModel]:

@@ -26,7 +26,7 @@ def status(**states: str) -> dict[str, Any]:
 
 def test_hosts_that_are_here_are_one_line() -> None:
     [found] = joined(status())
-    assert (found.level, found.text) == ("ok", "3 of 3 hosts are here; they have 12 servers")
+    assert (found.level, found.text) == ("ok", "3 of 3 here, 12 servers")
 
 
 def test_a_host_that_is_away_is_named_once_with_the_next_command(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_host_that_is_away_is_named_once_with_the_next_command(tmp_path: Path)
 
 def test_where_no_host_is_here_that_is_bad() -> None:
     first, *_ = joined(status(node01="away", node02="away", node03="away"))
-    assert (first.level, first.text) == ("bad", "0 of 3 hosts are here: no server of theirs answers anything")
+    assert (first.level, first.text) == ("bad", "none of 3 is here: nothing is answered there")
     [none] = joined(page(hosts=0))
     assert none.next_command == "obatchctl hosts code"
 

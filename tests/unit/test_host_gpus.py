@@ -94,6 +94,15 @@ async def test_gpus_of_hosts_are_listed_behind_our_own_with_their_host(rig: Desk
         assert [(host.name, host.here, host.state) for host in found.hosts] == [("node07", True, "ok")]
 
 
+async def test_hosts_are_sorted_as_people_count(rig: Desk) -> None:
+    async with joined(rig) as fleet:
+        attached: Any = None
+        for name in ("node10", "node2"):
+            host = fleet.hosts[name] = JoinedHost(name, attached)
+            host.news = fleet.node07.news
+        assert [host.name for host in fleet.gpus.all().hosts or ()] == ["node2", "node07", "node10"]
+
+
 async def test_the_gpus_of_a_host_that_is_away_are_not_known_to_be_well(rig: Desk) -> None:
     async with joined(rig) as fleet:
         await fleet.gpus.quarantine(ADMIN, "node07/1", "it smells")

@@ -24,11 +24,10 @@ def joined(status: Document) -> Iterator[CheckResult]:
         return
     here = [host for host in hosts if host["state"] != "away"]
     servers = sum(bool(server.get("host")) for server in status["servers"])
-    text = f"{len(here)} of {counted(len(hosts), 'host')} {'is' if len(here) == 1 else 'are'} here"
     if here:
-        yield ok("hosts", f"{text}; they have {counted(servers, 'server')}")
+        yield ok("hosts", f"{len(here)} of {len(hosts)} here, {counted(servers, 'server')}")
     else:
-        yield bad("hosts", f"{text}: no server of theirs answers anything", "obatchctl hosts")
+        yield bad("hosts", f"none of {len(hosts)} is here: nothing is answered there", "obatchctl hosts")
     for host in hosts:
         yield from _one(host, status)
 

@@ -171,9 +171,14 @@ def _marks(gpu: Document, document: Document) -> str:
     for event in document["events"]:
         mark = _MARKS.get(event["kind"])
         place = int((event["at_s"] - at_s[0]) // step_s)
-        if mark and event["uuid"] == gpu["uuid"] and 0 <= place < len(marks):
+        if mark and _card(event) == _card(gpu) and 0 <= place < len(marks):
             marks[place] = max(marks[place], mark, key=order.index)
     return "".join(marks).rstrip()
+
+
+def _card(named: Document) -> tuple[str, str]:
+    """Which card an entry is about; stand-ins have the same UUIDs on all hosts."""
+    return named.get("host") or "", named["uuid"]
 
 
 def _events(document: Document) -> Iterator[str]:
@@ -183,9 +188,9 @@ def _events(document: Document) -> Iterator[str]:
     if not used:
         return
     yield from ["", ", ".join(f"{mark} {words}" for mark, words in _MEANINGS.items() if mark in used)]
-    names = {gpu["uuid"]: gpu_name(gpu) for gpu in document["gpus"] if gpu["index"] is not None}
+    names = {_card(gpu): gpu_name(gpu) for gpu in document["gpus"] if gpu["index"] is not None}
     for event in found[-_EVENTS_SHOWN:]:
-        name = names.get(event["uuid"])
+        name = names.get(_card(event))
         called = clean(event["uuid"]) if name is None else f"GPU {name}"
         mark, when = _MARKS[event["kind"]], clock(event["at_s"], "%d %b %H:%M")
         yield from wrapped(event["text"], f"  {mark} {when}  {called}  ")

@@ -17,6 +17,7 @@ from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.model_names import folded
 from obatchd.ollama.api import StoredModel
 from obatchd.servers.stores.known import ModelInfo
+from obatchd.words import in_order
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ class HostStores(Mapping[str, "HostStore"]):
         return store
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._hosts)
+        return iter(sorted(self._hosts, key=in_order))
 
     def __len__(self) -> int:
         return len(self._hosts)

@@ -20,6 +20,7 @@ from obatchd.gpucare.past import MOST_EVENTS, Past
 from obatchd.gpus.history import History, Work
 from obatchd.operations.gpus import GpuService
 from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.words import in_order
 
 _log = log.get(__name__)
 _LOOK_S = 10.0
@@ -43,7 +44,7 @@ class Histories:
         return found
 
     async def _add_hosts(self, found: GpuHistory, asked: SpanAsked) -> None:
-        here = [host for host in self._hosts.values() if host.session is not None]
+        here = [host for _, host in sorted(self._hosts.items(), key=_by_name) if host.session is not None]
         for told in await asyncio.gather(*(self._of_host(host, asked) for host in here)):
             if told is not None:
                 found.gpus += elsewhere.on_the_grid(told, found.at_s)
@@ -70,6 +71,10 @@ class Histories:
             ServerWorked(name, columns["tokens_per_s"], columns["in_flight"]) for name, columns in found.items() if name
         ]
         return WorkHistory(grid.step_s, grid.at_s, host, servers)
+
+
+def _by_name(named: tuple[str, JoinedHost]) -> list[str | int]:
+    return in_order(named[0])
 
 
 @define(eq=False)

@@ -4,8 +4,9 @@ import { get } from './api.js';
 import { Bar, NONE, Said, Spark, State, Table, counted, gib, number, rate, visible } from './parts.js';
 
 const MINUTES = 60;
-const load = new Map(), speed = new Map(); // by UUID and by server: the means of the last minutes, the latest one last
+const load = new Map(), speed = new Map(); // by card and by server: the means of the last minutes, the latest one last
 let minute = 0, begun = false;
+const cardOf = (gpu) => `${gpu.host || ''} ${gpu.uuid}`; // stand-ins have the same UUIDs on all hosts
 
 /** Add the values of a document to the last hour. */
 export function remember(page) {
@@ -13,7 +14,7 @@ export function remember(page) {
   const steps = minute ? Math.min(current - minute, MINUTES) : 0;
   minute = current;
   if (steps > 0) for (const each of [...load.values(), ...speed.values()]) for (let step = 0; step < steps; step++) push(each);
-  page.gpus.gpus.forEach((gpu) => add(load, gpu.uuid, gpu.utilisation_percent));
+  page.gpus.gpus.forEach((gpu) => add(load, cardOf(gpu), gpu.utilisation_percent));
   page.status.servers.forEach((server) => add(speed, server.id, server.tokens_per_s));
   if (!begun) {
     begun = true;
@@ -42,7 +43,7 @@ function add(traces, name, value) {
 /** The hour before the page was opened. */
 async function before() {
   const [gpus, work] = await Promise.all([get('/gpu-history', { span: '1h' }), get('/work-history', { span: '1h' })]);
-  for (const gpu of gpus.gpus) fill(load, gpu.uuid, gpus.at_s, gpu.utilisation_percent);
+  for (const gpu of gpus.gpus) fill(load, cardOf(gpu), gpus.at_s, gpu.utilisation_percent);
   for (const server of work.servers) fill(speed, server.id, work.at_s, server.tokens_per_s);
 }
 
@@ -141,7 +142,7 @@ export function Fleet({ page }) {
   const rows = gpus.gpus.map((gpu) => {
     const on = status.servers.filter((server) => gpu.servers.includes(server.id));
     const servers = on.filter((server) => server.gpu?.uuid === gpu.uuid || gpu.servers.length > 1 || server.gpus.length < 2);
-    return rowOf(gpu.uuid, { gpu, servers, beside: on, load: traceOf(load, gpu.uuid).values, tokens: servers.length ? traceOf(speed, servers[0].id).values : [] });
+    return rowOf(cardOf(gpu), { gpu, servers, beside: on, load: traceOf(load, cardOf(gpu)).values, tokens: servers.length ? traceOf(speed, servers[0].id).values : [] });
   });
   const known = new Set(gpus.gpus.flatMap((gpu) => gpu.servers));
   const others = status.servers.filter((server) => !known.has(server.id))
