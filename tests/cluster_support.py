@@ -8,13 +8,18 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import toml
-from daemon_support import BIN, Daemon, Document, alive, ask_server, wait_for
-from line_support import Line
+from daemon_support import BIN, Daemon, Document, Job, alive, ask_server, wait_for
+from line_support import Line, line_to
 from port_support import free_ports
+
+from obatchd.simulator.gpus import MACHINE
+from obatchd.simulator.timeline import GpuEvent, write_script
 
 _LINK = re.compile(r"obatch://\S+")
 _JOIN_S, _HERE_S = 60.0, 60.0
@@ -23,7 +28,6 @@ _QUICK: Document = {
     "log_level": "debug",
     "drain_s": 5,
     "gpus": {"use": "simulated:2", "poll_s": 0.1},
-    "servers": {"stagger_s": 0},
 }
 
 
@@ -90,11 +94,13 @@ class HostProcess:
         self.root = root
         self.head = head
         self.name = name
+        self.gpus = gpus
         self.line = line
         self.directory = root / "host"
         self.config_file = root / "host.toml"
         self.log_file = root / "log"
         self.simulator = simulator or {}
+        self._number = number
         self.process: subprocess.Popen[bytes] | None = None
         self._own = _laid_over(
             _QUICK,
@@ -106,8 +112,12 @@ class HostProcess:
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-        more = {"HOME": str(self.root), "PYTHONFAULTHANDLER": "1", "OBATCHD_SIMULATOR": json.dumps(self.simulator)}
-        return kept | more
+        return kept | {
+            "HOME": str(self.root),
+            "PYTHONFAULTHANDLER": "1",
+            "OBATCHD_SIMULATOR": json.dumps(self.simulator),
+            MACHINE: str(self._number),
+        }
 
     def join(self, link: str = "") -> HostProcess:
         """Join by a code of the head, or by ``link``, and lay our settings over the file that this wrote."""
@@ -230,6 +240,10 @@ class HostProcess:
             for request in ask_server(server["url"], "/simulator/requests")["requests"]
         ]
 
+    def happens(self, gpu: int, *events: GpuEvent) -> None:
+        """Let this befall one of its stand-in GPUs, and nothing else any of them."""
+        write_script(self.directory / "simulator", {str(gpu): list(events)})
+
     def faults(self, *faults: Document) -> None:
         """Replace the faults of its stand-in servers."""
         for server in self.servers():
@@ -241,6 +255,79 @@ class HostProcess:
     def events(self, name: str) -> list[str]:
         """Lines of its log for one event."""
         return [line for line in self.log().splitlines() if f" event={name} " in f"{line} "]
+
+
+class Fleet(NamedTuple):
+    """A head, and hosts that each reach it over a line of their own."""
+
+    head: Head
+    hosts: list[HostProcess]
+    lines: list[Line]
+
+    @property
+    def servers(self) -> int:
+        return sum(host.gpus for host in self.hosts)
+
+    def job(self, name: str, asked: list[Document], timeout_s: float = 60) -> Job:
+        """Hand these requests over, and wait until they are answered."""
+        self.head.drop(f"{name}.jsonl", asked)
+        return self.done(name, asked, timeout_s)
+
+    def done(self, name: str, asked: list[Document], timeout_s: float = 60) -> Job:
+        """Wait until a job is over, and check that each request was answered once and rightly."""
+        job = self.head.done(f"{name}.jsonl", timeout_s)
+        job.check(asked)
+        return job
+
+    def loads(self) -> dict[str, int]:
+        """Models loaded so far, by server."""
+        return {name: count for host in self.hosts for name, count in host.loads().items()}
+
+
+@contextlib.contextmanager
+def make_fleet(
+    root: Path,
+    hosts: int = 2,
+    *,
+    gpus: int = 2,
+    config: Document | None = None,
+    simulator: Document | None = None,
+    of_hosts: Document | None = None,
+) -> Iterator[Fleet]:
+    """A head and hosts with every server READY, until the end of the block.
+
+    Args:
+        config: of the head.
+        simulator: of the stand-in servers and GPUs of every host.
+        of_hosts: what stands in their own files.
+    """
+    with contextlib.ExitStack() as stack:
+        head = Head(root / "head", config)
+        stack.callback(head.clean)
+        head.start()
+        made: list[HostProcess] = []
+        lines: list[Line] = []
+        for number in range(1, hosts + 1):
+            name = f"node{number:02}"
+            lines.append(stack.enter_context(line_to(head.port, free_ports(1))))
+            made.append(
+                HostProcess(
+                    root / name, head, name, gpus=gpus, line=lines[-1], number=number + 1, config=of_hosts,
+                    simulator=simulator,
+                )
+            )  # fmt: skip
+            stack.callback(made[-1].clean)
+            made[-1].join().launch()
+        head.has_ready(hosts * gpus, _HERE_S + 3 * hosts * gpus)
+        yield Fleet(head, made, lines)
+        no_defects(head, *made)
+
+
+def no_defects(*processes: Daemon | HostProcess) -> None:
+    """None of them has logged a defect."""
+    for process in processes:
+        defects = [line for line in process.log().splitlines() if "Traceback" in line or "was never" in line]
+        assert not defects, f"{process.root.name} logged a defect:\n" + "\n".join(defects)
 
 
 def _laid_over(*documents: Document) -> Document:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from cluster_support import Head, HostProcess
+from cluster_support import Head, HostProcess, no_defects
 from daemon_support import CHANNEL, Daemon
 from line_support import Line, line_to
 from port_support import free_ports
@@ -156,9 +156,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def _end(daemons: list[Daemon | HostProcess]) -> None:
     for daemon in reversed(daemons):
         daemon.clean()
-    for daemon in daemons:
-        defects = [line for line in daemon.log().splitlines() if "Traceback" in line or "was never" in line]
-        assert not defects, "the daemon logged a defect:\n" + "\n".join(defects)
+    no_defects(*daemons)
 
 
 @pytest.fixture

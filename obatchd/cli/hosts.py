@@ -92,7 +92,9 @@ def code_command(invocation: Invocation, head: str) -> None:
 
 
 @hosts_command.command("enrol")
-@click.option("--out", "file", required=True, type=_FILE, help="The new file for the link; only you can read it.")
+@click.option(
+    "--out", "--output", "file", required=True, type=_FILE, help="The new file for the link; only you can read it."
+)
 @click.option(
     "--valid", "valid_s", type=Span(60, with_unit=True), default="7d", show_default=True, metavar="TIME",
     help="How long hosts may join by it.",

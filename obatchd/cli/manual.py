@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from obatchd import __version__
-from obatchd.cli import obatchctl, obatchd
+from obatchd.cli import join, obatchctl, obatchd
 from obatchd.cli.commands.completion import script
 from obatchd.settings.reading import leaves
 from obatchd.settings.text import default_text
@@ -36,6 +36,14 @@ _FILES = (
     ("/opt/obatchd", "The program, one directory per version; current is the one in use."),
     ("/usr/share/doc/obatchd/README.md", "Where every page of the documentation begins."),
     ("~/.local/state/obatch", "The spool of a user's own daemon: systemctl --user start obatchd."),
+)
+_OF_JOIN = (
+    ("/etc/obatch/host.toml", "The host's settings, with the head and the host's own name; it holds no secret."),
+    ("/var/lib/obatch-host/credential", "By which the head knows this host; only obatch may read it."),
+    (
+        "~/.local/state/obatch-host",
+        "Both, of a host without root, unless --dir or OBATCH_HOST_DIR names another place.",
+    ),
 )
 _OF_DAEMON = (
     ("OBATCH_SPOOL", "The spool, where neither --spool nor OBATCHD_SPOOL nor the configuration names one."),
@@ -79,7 +87,12 @@ _COMPLETIONS = {
 def main(directory: Path) -> None:
     """Write everything below ``directory`` as it lies below /usr/share."""
     files = {place: script(obatchctl.main, shell) for shell, place in _COMPLETIONS.items()}
-    pages = {"man8/obatchd.8": _daemon(), "man1/obatchctl.1": _control(), "man5/obatchd.toml.5": _settings()}
+    pages = {
+        "man8/obatchd.8": _daemon(),
+        "man8/obatchd-join.8": _join(),
+        "man1/obatchctl.1": _control(),
+        "man5/obatchd.toml.5": _settings(),
+    }
     files |= {f"man/{name}": "".join(f"{line}\n" for line in lines) for name, lines in pages.items()}
     for place, text in files.items():
         path = directory / place
@@ -90,9 +103,20 @@ def main(directory: Path) -> None:
 def _daemon() -> Iterator[str]:
     yield from _head("obatchd", 8, "keeps an Ollama server on every GPU and answers prompts from an inbox")
     yield from _about("obatchd", obatchd.main)
+    yield ".SH COMMANDS"
+    context = click.Context(obatchd.main, info_name="obatchd")
+    for name, command in _commands(obatchd.main, context, "obatchd"):
+        yield from (f".SS {_text(f'{name} {_usage(command)}')}", *_paragraphs(command.help), *_options(command))
     yield from (".SH FILES", *_tagged(_FILES), ".SH GOING BACK", _text(_GOING_BACK), ".SH REMOVING", _text(_REMOVING))
     yield from (".SH ENVIRONMENT", *_tagged(_OF_DAEMON), ".SH EXIT STATUS", *_tagged(_EXIT_CODES))
     yield from (".SH SEE ALSO", ".BR obatchctl (1),", ".BR obatchd.toml (5)")
+
+
+def _join() -> Iterator[str]:
+    yield from _head("obatchd-join", 8, "makes this machine a host of a head of obatchd")
+    yield from _about("obatchd-join", join.main)
+    yield from (".SH FILES", *_tagged(_OF_JOIN), ".SH EXIT STATUS", *_tagged(_EXIT_CODES[:3]))
+    yield from (".SH SEE ALSO", ".BR obatchd (8),", ".BR obatchctl (1)")
 
 
 def _control() -> Iterator[str]:

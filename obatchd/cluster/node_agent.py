@@ -40,10 +40,10 @@ _libc = ctypes.CDLL(None)
 def directory_of(head: str, name: str, environment: dict[str, str] | None = None) -> Path:
     """The directory of the host ``name`` on this node, the same whenever it is started again.
 
-    ``OBATCH_HOST_DIR`` in the environment of the raylet names its parent, else it is in the user's state directory.
+    ``OBATCH_HOSTS_DIR`` in the environment of the raylet names its parent, else it is in the user's state directory.
     """
     variables = os.environ if environment is None else environment
-    if base := variables.get("OBATCH_HOST_DIR"):
+    if base := variables.get("OBATCH_HOSTS_DIR"):
         return Path(base) / name
     state = variables.get("XDG_STATE_HOME") or Path(variables.get("HOME", "/")) / ".local" / "state"
     return Path(state) / "obatch-hosts" / head[:8] / name

@@ -20,6 +20,7 @@ from obatchd.child import FULL_BYTES
 from obatchd.cluster import messages, wire
 from obatchd.cluster.calls import Answering, Asking, Desk
 from obatchd.errors import ClusterError
+from obatchd.tasks import to_its_end
 
 _log = log.get(__name__)
 _BEAT_S = 2.0  # the longest time without a message to the other side
@@ -138,7 +139,7 @@ class Session(Generic[M]):
             return await asyncio.shield(self._ended)
         finally:
             self.end("given up")
-            await self._stop(tasks)
+            await to_its_end(self._stop(tasks))
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         try:  # the last words, such as a refusal

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
@@ -22,6 +23,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost, DispatchedWork, stress_files
 from obatchd.daemon.hosts import JoinedHosts, joined_hosts
 from obatchd.daemon.machine import Host, machine
+from obatchd.daemon.ray import ray_launcher
 from obatchd.daemon.served import GpuLoads, ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
@@ -61,6 +63,9 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.telling.alarms import Alarms
 
+if TYPE_CHECKING:
+    from obatchd.cluster.head.launcher import Launcher
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -98,6 +103,7 @@ class Head:
     looks: WorkLooks
     runtime_dir: Path
     joined: JoinedHosts | None  # None where hosts cannot join
+    launcher: Launcher | None  # None where there is nothing to do in Ray
 
 
 async def host(work: Work) -> Host:
@@ -131,6 +137,7 @@ def head(
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
+    host.launcher = launcher = ray_launcher(work, joined)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))
@@ -151,6 +158,7 @@ def head(
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
         TextFile(metrics, settings), WorkLooks(engine, here.watch.history, owner), runtime_dir, joined,
+        launcher,
     )  # fmt: skip
 
 

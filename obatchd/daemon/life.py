@@ -140,6 +140,8 @@ class Daemon:
             await head.http.start()
             if head.joined is not None:
                 await head.joined.start()
+            if head.launcher is not None:
+                head.launcher.start()
             head.metrics_file.start()
             head.looks.start()
             head.housekeeping.start()
@@ -160,6 +162,8 @@ class Daemon:
             await head.burnin.close()
             await self._drain(head)
             await head.watchdog.stop()
+            if head.launcher is not None:
+                await head.launcher.stop()
             if head.joined is not None:
                 await head.joined.stop()
             await head.http.stop()

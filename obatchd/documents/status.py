@@ -7,6 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from obatchd.documents import Document, Number
 from obatchd.documents.burnin import BurninBrief
+from obatchd.documents.engine import EngineState
 from obatchd.documents.gpus import Gpus
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import Pull
@@ -172,3 +173,4 @@ class Status(Document):
     waiting_for_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed
     http: HttpDoor | UnsetType = UNSET  # where programs reach the API over TCP; absent where they do not
     hosts: list[HostBrief] | UnsetType = UNSET  # that joined, by name; absent without any
+    engine: EngineState | UnsetType = UNSET  # that starts hosts; absent where none does

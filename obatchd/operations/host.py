@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 from msgspec import UNSET
@@ -35,6 +36,9 @@ from obatchd.servers.server import ServerFace
 from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
+if TYPE_CHECKING:
+    from obatchd.cluster.head.launcher import Launcher
+
 _STATUS_JOBS = 50
 
 
@@ -50,6 +54,7 @@ class HostCommands:
     _alarms: Alarms
     reload: Callable[[], Awaitable[Reloaded]]
     started_s: float = field(factory=time.time, init=False)
+    launcher: Launcher | None = field(default=None, init=False)  # None: no engine starts hosts
 
     @property
     def _hosts(self) -> Mapping[str, JoinedHost]:
@@ -90,6 +95,7 @@ class HostCommands:
             interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,
             hosts=list(map(brief, self._servers.sorted_hosts())) or UNSET,
+            engine=(self.launcher.state() if self.launcher is not None else None) or UNSET,
         )
 
     def state(self, *, held_up: bool) -> str:
@@ -129,7 +135,8 @@ class HostCommands:
         audit = self._engine.work.audit.problem
         alarms = [*self._alarms.troubles(), *([audit] if audit else [])] if caller.is_administrator else []
         hosts = [notice for host in self._servers.sorted_hosts() for notice in notices_of(host)]
-        return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *hosts, *alarms]
+        nodes = self.launcher.notices() if self.launcher is not None else []
+        return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *hosts, *nodes, *alarms]
 
     async def test_alarms(self) -> AlarmsTested:
         return AlarmsTested(await self._alarms.test())
@@ -156,6 +163,7 @@ class HostCommands:
         servers = list(self._fleet.all.values())
         for host in self._servers.sorted_hosts():
             reasons += reasons_of(host)
+        reasons += self._engine_troubles()
         reasons += [f"server {server.in_words}" for server in servers if server.down and not self._is_away(server)]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
@@ -175,6 +183,9 @@ class HostCommands:
         if PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
+
+    def _engine_troubles(self) -> list[str]:
+        return [self.launcher.trouble] if self.launcher is not None and self.launcher.trouble else []
 
     def _is_away(self, server: ServerFace) -> bool:
         """Whether it is down with its whole host."""

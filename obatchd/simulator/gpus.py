@@ -27,13 +27,19 @@ _MEMORY_WARMER_C = 8
 _SLOWDOWN_C = 92
 _HANG_LOOK_S = 0.1
 _MISMATCH = "The NVIDIA driver was updated under the running kernel module: reboot the host."
+MACHINE = "OBATCHD_SIMULATOR_MACHINE"  # in the environment: a number up to 9999
 KERNEL_LOG = "kernel.log"  # in the directory of the stand-ins, in the records of /dev/kmsg
 _FULL_PERCENT = 98  # with all slots busy; a real GPU seldom shows 100
 
 
+def _machine() -> int:
+    """The number of this machine, where several seem to be on one: their GPUs are different ones."""
+    return int(os.environ.get(MACHINE, "0"))
+
+
 def simulated_uuid(index: int) -> str:
-    """The UUID of stand-in GPU ``index``, the same on every machine."""
-    return f"GPU-5150a7ed-0000-4000-8000-{index:012d}"
+    """The UUID of stand-in GPU ``index`` of this machine."""
+    return f"GPU-5150a7ed-{_machine():04d}-4000-8000-{index:012d}"
 
 
 def simulated_gpus(count: int) -> list[Gpu]:
@@ -192,9 +198,9 @@ class SimulatedGpus(GpuSource):
     def _identity(self, gpu: Gpu) -> Identity:
         card = Identity(
             uuid=gpu.uuid, name=gpu.name, index=gpu.index, pci_bus_id=gpu.pci_bus_id, slot=str(gpu.index + 1),
-            serial=f"SIM{gpu.index:010d}", board_part_number="900-SIM", vbios="00.00.00", inforom="SIM.1",
-            driver=DRIVER, cuda="13.0", memory_bytes=gpu.memory_bytes, ecc=True, ecc_pending=True, mig=False,
-            persistence=True, power_default_w=POWER_LIMIT_W, temp_max_c=87, temp_slowdown_c=_SLOWDOWN_C,
+            serial=f"SIM{_machine():04d}{gpu.index:06d}", board_part_number="900-SIM", vbios="00.00.00",
+            inforom="SIM.1", driver=DRIVER, cuda="13.0", memory_bytes=gpu.memory_bytes, ecc=True, ecc_pending=True,
+            mig=False, persistence=True, power_default_w=POWER_LIMIT_W, temp_max_c=87, temp_slowdown_c=_SLOWDOWN_C,
             temp_shutdown_c=97, memory_temp_max_c=95, clock_max_mhz=_CLOCK_MHZ, pcie_gen_max=4, pcie_width_max=16,
         )  # fmt: skip
         return self._changed(gpu, card)

@@ -155,6 +155,7 @@ class Desk(Street):
             metrics=self.metrics,
             reads=reads,
             web=unused,
+            hosts=unused,
         )
 
     def digest_on(self, server_id: str, model: str) -> str:

@@ -58,7 +58,7 @@ class Actor:
 
     def __init__(self, root: Path) -> None:
         (root / "host.py").write_text(HOST)
-        variables = os.environ | {"OBATCH_HOST_DIR": str(root), "RAY_AUTH_TOKEN": "ray's", "OMP_NUM_THREADS": "1"}
+        variables = os.environ | {"OBATCH_HOSTS_DIR": str(root), "RAY_AUTH_TOKEN": "ray's", "OMP_NUM_THREADS": "1"}
         self.directory = root / "node1"
         self.process = subprocess.Popen(
             [sys.executable, "-c", ACTOR, str(root / "host.py")], env=variables, text=True,
@@ -180,4 +180,4 @@ def test_hosts_of_two_heads_have_directories_of_their_own() -> None:
     variables = {"HOME": "/home/u"}
     one, other = (directory_of(head * 8, "node1", variables) for head in "ab")
     assert one == Path("/home/u/.local/state/obatch-hosts/aaaaaaaa/node1") and one != other
-    assert directory_of("x", "node1", {"OBATCH_HOST_DIR": "/scratch/o"}) == Path("/scratch/o/node1")
+    assert directory_of("x", "node1", {"OBATCH_HOSTS_DIR": "/scratch/o"}) == Path("/scratch/o/node1")

@@ -141,6 +141,19 @@ async def test_the_end_of_a_session_ends_its_calls_on_both_sides() -> None:
             await head.call("servers.hang", type(None))
 
 
+async def test_a_session_that_is_cancelled_while_it_ends_closes_its_connection() -> None:
+    one, _ = pair()
+    session: Session[Any] = Session(one, "the host", messages.to_head, Kept())
+    task = asyncio.create_task(session.run())
+    one.blocked.clear()  # its last words do not leave
+    session.say(messages.Challenge(b"", ""))
+    session.end("it is over")
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert one.closed
+
+
 async def test_last_words_arrive() -> None:
     at_host = Kept()
     head, host = sessions(Kept(), at_host)

@@ -16,7 +16,7 @@ from obatchd.simulator import answers
 from obatchd.simulator.cards import load as cards_load
 from obatchd.simulator.cards.load import Averages, Load, LoadReporter
 from obatchd.simulator.config import Config, Distribution, Fault, FaultBox, ModelSpec, load
-from obatchd.simulator.gpus import SimulatedGpus, simulated_gpus, simulated_uuid
+from obatchd.simulator.gpus import MACHINE, SimulatedGpus, simulated_gpus, simulated_uuid
 from obatchd.simulator.ollama import host_and_port, visible_gpus
 from obatchd.simulator.store import ModelStore
 from obatchd.simulator.wire import go_duration_s
@@ -121,6 +121,14 @@ def test_addresses_and_gpus_are_read_as_ollama_reads_them() -> None:
     assert [visible_gpus(value, Config()) for value in (None, "", "-1")] == [[], [], []]
     assert visible_gpus("GPU-x", Config(gpu_found=False)) == []
     assert (go_duration_s("1h30m"), go_duration_s("-1s"), go_duration_s("250ms")) == (5400.0, -1.0, 0.25)
+
+
+def test_two_machines_have_no_gpu_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = SimulatedGpus(tmp_path, 2)
+    monkeypatch.setenv(MACHINE, "7")
+    there = SimulatedGpus(tmp_path, 2)
+    assert not {gpu.uuid for gpu in here.gpus()} & {gpu.uuid for gpu in there.gpus()}
+    assert [card.serial for card in there.identities()] == ["SIM0007000000", "SIM0007000001"]
 
 
 def test_gpus_without_a_server_are_idle(tmp_path: Path) -> None:

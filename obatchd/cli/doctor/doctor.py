@@ -96,6 +96,7 @@ def _checks(spool: Path, known: Settings | None, found: Document | ObatchError) 
         yield alarm_checks.alarms(known)
     if status and (status.get("hosts") or settings.cluster.door is not None):
         yield from joined_checks.joined(status)
+        yield from joined_checks.engine(status)
     yield from spool_checks.daemon(spool, found)
     yield from spool_checks.directories(spool)
     yield spool_checks.disk(spool, settings)

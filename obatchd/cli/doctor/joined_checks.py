@@ -32,6 +32,30 @@ def joined(status: Document) -> Iterator[CheckResult]:
         yield from _one(host, status)
 
 
+def engine(status: Document) -> Iterator[CheckResult]:
+    """The engine that starts hosts: whether it is here, who may come to it, and machines on which no host runs."""
+    told = status.get("engine")
+    if not told:
+        return
+    if told["state"] == "gone":
+        yield bad("ray", told["reason"], "ray status")
+        return
+    if told["state"] == "starting":
+        yield warn("ray", f"obatchd is about to connect to the Ray at {told['address']}", "obatchctl doctor")
+        return
+    running = sum(node["state"] == "running" for node in told["nodes"])
+    text = f"Ray {told['version']}: a host runs on {running} of {counted(len(told['nodes']), 'node')} with GPUs"
+    yield ok("ray", text) if told["nodes"] else warn("ray", f"{text}: no node has any", "ray status")
+    if told["reason"]:
+        yield warn("ray", told["reason"], "obatchctl doctor")
+    for node in told["nodes"]:
+        if node["reason"]:
+            yield warn("ray", f"{node['name']}: {node['reason']}", "ray status")
+    if not told["authenticated"]:
+        text = "Ray asks nobody for a token: whoever reaches its ports can run programs on all of its machines"
+        yield warn("ray", text, "ray get-auth-token --generate, and RAY_AUTH_MODE=token for ray start and obatchd")
+
+
 def _one(host: Document, status: Document) -> Iterator[CheckResult]:
     name = host["name"]
     if host["state"] == "away":

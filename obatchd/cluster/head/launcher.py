@@ -50,8 +50,8 @@ _GONE = (
 )
 
 
-class Guests(Protocol):
-    """Who may come to the head; :class:`obatchd.cluster.head.guests.Guests`."""
+class Admission(Protocol):
+    """Lets hosts join; :class:`obatchd.daemon.hosts.Codes`."""
 
     def names(self) -> Collection[str]:
         """Of all hosts that have joined."""
@@ -77,7 +77,7 @@ class Launcher:
     _settings: ClusterSettings
     _file: Path
     _head: str  # uuid
-    _guests: Guests
+    _admission: Admission
     _owner: TaskOwner
     _command: Sequence[str] = (sys.executable, "-m", "obatchd.cluster.launch_ray")
     _kept: _Kept | None = attrs.field(default=None, init=False)
@@ -118,6 +118,16 @@ class Launcher:
             "ray", self._address, state, self._reason(), seen.version if seen else "",
             seen.authenticated if seen else None, nodes,
         )  # fmt: skip
+
+    @property
+    def trouble(self) -> str:
+        """Why no host can be started now, with what to do; empty: nothing is known of that."""
+        return self._trouble if self._seen is None and self._wanted else ""
+
+    def notices(self) -> list[str]:
+        """Nodes of Ray on which no host runs, each with the reason."""
+        nodes = self._seen.nodes if self._seen is not None else ()
+        return [f"Ray's node {node.name}: {node.reason}" for node in nodes if node.reason]
 
     def _reason(self) -> str:
         if self._seen is None:
@@ -202,7 +212,7 @@ class Launcher:
         assert self._kept is not None
         if not self._wanted or self._kept.address != self._settings.address:
             return
-        joined, let_go = known(seen.nodes, self._kept.joined, set(self._guests.names()))
+        joined, let_go = known(seen.nodes, self._kept.joined, set(self._admission.names()))
         let_go |= self._kept.let_go & {node.id for node in seen.nodes}
         if (joined, let_go) != (self._kept.joined, self._kept.let_go):
             for node_id in let_go - self._kept.let_go:
@@ -221,7 +231,7 @@ class Launcher:
     async def _send_code(self, node: str, name: str) -> None:
         """Have the host on a node join by a code for it alone, and leave it the time to do so."""
         try:
-            link = await asyncio.to_thread(self._guests.link)
+            link = await asyncio.to_thread(self._admission.link)
             if self._channel is not None and self._channel.send(Code(node, link)):
                 _log.info("ray_host_invited", host=name)
                 await asyncio.sleep(_JOINS_WITHIN_S)

@@ -142,6 +142,10 @@ class Roster:
         member = self._kept.hosts.get(name)
         return member.drained if member else ""
 
+    def until_s(self, name: str) -> float | None:
+        member = self.member(name)
+        return member.until_s if member is not None else None
+
     def holder(self, credential: str) -> Holder | None:
         """Whose a credential is; None: nobody's, or nobody's any more."""
         sha256, found = _sha256(credential), None

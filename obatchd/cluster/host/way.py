@@ -92,5 +92,7 @@ class _OwnWebSocket(WebSocket):
         self._http = http
 
     async def close(self) -> None:
-        await super().close()
-        await self._http.close()
+        try:
+            await super().close()
+        finally:
+            await self._http.close()
