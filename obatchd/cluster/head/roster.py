@@ -290,7 +290,9 @@ def _check_name(kept: _Kept, asked: Asked, enrolment: Enrolment | None, connecte
         raise ClusterError(f"{other.format(asked.name)}. It is connected now", code="name_taken")
     if known is not None and enrolment is not None and known.enrolment != enrolment.id:
         gone = known.until_s is not None and known.until_s <= time.time()
-        if not gone:
+        # The next job on a node: the last one was ended before its limit, and had an enrolment of its own.
+        follows = known.enrolment and here is None and known.machine == asked.machine
+        if not gone and not follows:
             words = f"{other.format(asked.name)}, or forget that one:  obatchctl hosts forget {asked.name}"
             raise ClusterError(words, code="name_taken")
     if known is None and len(kept.hosts) >= _MOST_HOSTS:
