@@ -207,6 +207,7 @@ class Known:
     """Hosts that joined, and who is told of them. Implements :class:`obatchd.cluster.head.hosts.KnownHosts`."""
 
     reasons: dict[str, str] = attrs.field(factory=dict)  # for which they get no work
+    ends: dict[str, float] = attrs.field(factory=dict)  # of their allocations
     states: list[tuple[str, ServerState]] = attrs.field(factory=list)
     alarms: list[tuple[str, Alarm]] = attrs.field(factory=list)
     rig: Rig | None = None
@@ -219,6 +220,9 @@ class Known:
 
     def set_drained(self, name: str, reason: str) -> None:
         self.reasons[name] = reason
+
+    def until_s(self, name: str) -> float | None:
+        return self.ends.get(name)
 
     def server_changed(self, server: HostedServer, old: ServerState, new: ServerState, reason: str) -> None:
         if old is not new:

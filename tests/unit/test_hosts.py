@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -401,8 +402,29 @@ async def test_a_host_that_says_nothing_has_no_session_for_long(head: HeadRig, m
 
 
 async def test_a_session_ends_with_its_allocation(head: HeadRig) -> None:
-    async with StandInHost().joined(head.hosts, until_s=0.0) as host:
+    async with StandInHost().joined(head.hosts, until_s=time.time() + 0.2) as host:
+        await until(lambda: head.guests)
         await until(lambda: host.session.is_over)
+    await until(lambda: head.hosts.hosts["node07"].reason == "it has left: its allocation is over")
+    assert not head.guests
+
+
+async def test_hosts_whose_allocation_is_over_are_given_up() -> None:
+    async with heads() as head:
+        head.known.reasons |= {"node07": "", "node08": ""}
+        async with StandInHost().joined(head.hosts, until_s=time.time() + 3600):
+            await until(lambda: head.guests)
+        assert list(head.guests) == ["node07.gpu0"]  # it may come again
+        tidying = asyncio.create_task(head.hosts.tidy())
+        await settle()
+        assert head.guests
+        tidying.cancel()
+        head.hosts.hosts["node07"].until_s = 0.0
+        del head.known.reasons["node07"]
+        tidying = asyncio.create_task(head.hosts.tidy())
+        await until(lambda: not head.guests and not head.rig.dispatcher.links)
+        tidying.cancel()
+        assert "node07" not in head.hosts.hosts
 
 
 async def test_a_forgotten_host_goes_with_its_servers(head: HeadRig) -> None:
@@ -411,3 +433,10 @@ async def test_a_forgotten_host_goes_with_its_servers(head: HeadRig) -> None:
         head.hosts.forget("node07", "its credential was revoked")
         assert (head.hosts.hosts, head.guests) == ({}, {})
         await until(lambda: host.session.is_over and not head.rig.dispatcher.links)
+
+
+async def test_a_session_without_a_hello_ends_too_when_its_host_is_forgotten(head: HeadRig) -> None:
+    async with StandInHost(silent=True).joined(head.hosts) as host:
+        await until(lambda: host.heard)
+        head.hosts.forget("node07", "its credential was revoked")
+        await until(lambda: host.session.is_over)

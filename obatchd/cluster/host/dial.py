@@ -16,9 +16,10 @@ from obatchd.cluster.host.way import NOT_JOINED, Connector
 from obatchd.errors import ClusterError
 
 _log = log.get(__name__)
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+# A try and a pause together are less than 10 s: so soon after what was wrong is over a host is back.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 4.0
 _REFUSED_PAUSE_S = 60.0  # after a refusal that another try alone will not change
-_CONNECT_S = 15.0
+_CONNECT_S = 5.0
 _STEADY_S = 5.0  # a session that lasted for so long is followed by another at once
 
 
