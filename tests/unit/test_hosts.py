@@ -433,3 +433,10 @@ async def test_a_forgotten_host_goes_with_its_servers(head: HeadRig) -> None:
         head.hosts.forget("node07", "its credential was revoked")
         assert (head.hosts.hosts, head.guests) == ({}, {})
         await until(lambda: host.session.is_over and not head.rig.dispatcher.links)
+
+
+async def test_a_session_without_a_hello_ends_too_when_its_host_is_forgotten(head: HeadRig) -> None:
+    async with StandInHost(silent=True).joined(head.hosts) as host:
+        await until(lambda: host.heard)
+        head.hosts.forget("node07", "its credential was revoked")
+        await until(lambda: host.session.is_over)
