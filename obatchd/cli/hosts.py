@@ -59,10 +59,28 @@ def _list(document: Document) -> list[str]:
             for host in hosts
         ]  # fmt: skip
         lines += table(("HOST", "STATE", ">GPUS", ">READY", "VERSION", "SINCE", "~"), rows)
+    lines += _engine(document["engine"])
     for enrolment in document["enrolments"]:
         joined = counted(len(enrolment["hosts"]), "host")
         lines.append(f"enrolment {enrolment['id']}: good until {enrolment['until'][:16]}Z, {joined} by it")
     return lines
+
+
+def _engine(engine: Document | None) -> list[str]:
+    """What there is to say of the engine that starts hosts, and of each of its machines without one."""
+    if engine is None:
+        return []
+    if engine["state"] == "gone":
+        return [clean(engine["reason"])]
+    running = sum(node["state"] == "running" for node in engine["nodes"])
+    state = f"Ray {engine['version']}" if engine["state"] == "here" else "obatchd is about to connect to Ray"
+    lines = [f"{state} ({engine['address']}): a host runs on {running} of {counted(len(engine['nodes']), 'node')}"]
+    lines += [clean(engine["reason"])] if engine["reason"] else []
+    return lines + [
+        clean(f"  {node['name']}, {counted(node['gpus'], 'GPU')}: {node['reason'] or node['state']}")
+        for node in engine["nodes"]
+        if node["reason"] or node["state"] != "running"
+    ]
 
 
 def _why(host: Document) -> str:

@@ -103,6 +103,7 @@ class HostNews(msgspec.Struct, tag="host", frozen=True):
     notices: list[str] = []
     pulls: dict[str, PullProgress] = {}  # downloads of models in progress, as ModelKeeper.pulls
     leaving: str = ""  # why it is about to go: "its time limit is near"; it gets no new work then
+    share: str = ""  # as :func:`obatchd.servers.stores.sharing.share_of` calls its store
 
 
 class WorkerStarted(msgspec.Struct, tag="worker_started", frozen=True):

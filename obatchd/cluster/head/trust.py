@@ -112,7 +112,13 @@ def _check_tables(news: ServerNews, where: str) -> None:
 
 def check_host(news: HostNews) -> None:
     """Raises ClusterError (``untrue``) where news of a host cannot be."""
-    _texts([("the reason of its leaving", news.leaving), *(("a notice", notice) for notice in news.notices)])
+    _texts(
+        [
+            ("the reason of its leaving", news.leaving),
+            ("its store", news.share),
+            *(("a notice", notice) for notice in news.notices),
+        ]
+    )
     for name, held in (("notices", news.notices), ("downloads", news.pulls), ("readings", news.readings)):
         _demand(len(held) <= MOST_SERVERS * 4, f"it has too many {name} ({len(held)})")
     for reading in news.readings:

@@ -38,6 +38,9 @@ class Sights(Protocol):
 
     def notices(self) -> list[str]: ...
     def pulls(self) -> Mapping[str, PullProgress]: ...
+    def share(self) -> str:
+        """Of its store, see :mod:`obatchd.servers.stores.sharing`."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -107,7 +110,8 @@ class News:
         used = {gpu.uuid for server in self._sights.servers().values() for gpu in server.gpus}
         readings = [reading for uuid, reading in self._sights.readings().items() if uuid in used]
         pulls = {name: msgspec.structs.replace(pull) for name, pull in self._sights.pulls().items()}
-        news = HostNews(self._sights.gpus(), readings, self._sights.notices(), pulls, self._head.leaving)
+        sights, leaving = self._sights, self._head.leaving
+        news = HostNews(sights.gpus(), readings, sights.notices(), pulls, leaving, sights.share())
         if news != self._told_of_host:
             self._head.say(news)
         self._told_of_host = news
