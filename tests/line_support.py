@@ -106,6 +106,8 @@ class Line:
                     group.create_task(self._deliver(waiting, sink))
         except* OSError:
             pass
+        except* asyncio.CancelledError:  # the line ends; asyncio would log it as a defect of the callback
+            pass
         finally:
             self._tasks.discard(task)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from obatchd.cli.command import Group, Invocation, Span, clean, given
+from obatchd.cli.command import Group, Invocation, Span, given
+from obatchd.cli.hosts import write_enrolment
 from obatchd.client.runtime import next_step
-from obatchd.errors import ClusterError
 
 if TYPE_CHECKING:
     from obatchd.cluster.slurm import HeadInJob
@@ -52,6 +52,9 @@ cluster_command = Group("cluster", "Let an engine start obatchd on many hosts.")
 @click.option("--directory", type=_DIRECTORY, help=f"Where hosts keep their state on the nodes; default: {_HOSTS}.")
 @click.option("--obatchd", type=_FILE, help="obatchd on the nodes; default: the path that it has here.")
 @click.option("--enrolment", type=_FILE, help="The file for the enrolment; default: beside the output.")
+@click.option(
+    "--head", "address", default="", metavar="HOST:PORT", help="Where nodes reach the head, if not at listen."
+)
 @click.option("-o", "--output", type=_FILE, help="Write the file here instead of printing it.")
 def slurm_command(invocation: Invocation, nodes: str, limit: str | None, valid: float, **rest: Any) -> None:
     """Print a file for sbatch, whose job runs obatchd host on its nodes.
@@ -77,7 +80,7 @@ def slurm_command(invocation: Invocation, nodes: str, limit: str | None, valid: 
     )
     text = slurm.sbatch_file(job)
     if job.head is None:
-        _enrol(invocation, enrolment, valid)
+        write_enrolment(invocation, enrolment, valid, rest["address"])
     document = {"enrolment": None if job.head else str(enrolment)}
     if output is None:
         invocation.answer(document | {"sbatch": text})
@@ -88,20 +91,6 @@ def slurm_command(invocation: Invocation, nodes: str, limit: str | None, valid: 
     made = [] if job.head else [f"{enrolment}: the enrolment, which only you can read; hosts join by it on the nodes"]
     step = next_step(f"sbatch {output}")
     invocation.answer(document | {"sbatch": str(_absolute(output))}, f"{output}: the job", *made, f"Now:  {step}")
-
-
-def _enrol(invocation: Invocation, file: Path, valid_s: float) -> None:
-    """Have the head make an enrolment, and write it to a new file of mode 0600."""
-    if file.exists():
-        raise ClusterError(
-            f"{clean(file)} is there already, and a job may need it. Name another one with --enrolment, or remove it; "
-            "obatchctl hosts forget --enrolment ends what it allows.",
-            code="file_exists",
-        )
-    link = invocation.client().post("hosts/enrolments", valid_s=valid_s)["link"]
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as target:
-        target.write(f"{link}\n")
 
 
 def _head(rest: dict[str, Any], obatchd: Path, valid_s: float) -> HeadInJob | None:

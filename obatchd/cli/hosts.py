@@ -59,10 +59,28 @@ def _list(document: Document) -> list[str]:
             for host in hosts
         ]  # fmt: skip
         lines += table(("HOST", "STATE", ">GPUS", ">READY", "VERSION", "SINCE", "~"), rows)
+    lines += _engine(document["engine"])
     for enrolment in document["enrolments"]:
         joined = counted(len(enrolment["hosts"]), "host")
         lines.append(f"enrolment {enrolment['id']}: good until {enrolment['until'][:16]}Z, {joined} by it")
     return lines
+
+
+def _engine(engine: Document | None) -> list[str]:
+    """What there is to say of the engine that starts hosts, and of each of its machines without one."""
+    if engine is None:
+        return []
+    if engine["state"] == "gone":
+        return [clean(engine["reason"])]
+    running = sum(node["state"] == "running" for node in engine["nodes"])
+    state = f"Ray {engine['version']}" if engine["state"] == "here" else "obatchd is about to connect to Ray"
+    lines = [f"{state} ({engine['address']}): a host runs on {running} of {counted(len(engine['nodes']), 'node')}"]
+    lines += [clean(engine["reason"])] if engine["reason"] else []
+    return lines + [
+        clean(f"  {node['name']}, {counted(node['gpus'], 'GPU')}: {node['reason'] or node['state']}")
+        for node in engine["nodes"]
+        if node["reason"] or node["state"] != "running"
+    ]
 
 
 def _why(host: Document) -> str:
@@ -104,6 +122,21 @@ def enrol_command(invocation: Invocation, file: Path, valid_s: float, head: str)
     """Make a file by which many hosts join.
 
     It is for an engine that starts them, such as Slurm. Only you can read it."""
+    made = write_enrolment(invocation, file, valid_s, head)
+    document = {"file": str(file), "id": made["id"], "until": made["until"]}
+    invocation.answer(
+        document,
+        f"{file}: enrolment {made['id']}, good until {made['until'][:16]}Z; only you can read it",
+        "On each host:  obatchd-join FILE   or  obatchd host --enrol FILE",
+        f"To end it, with all hosts that joined by it:  obatchctl hosts forget --enrolment {made['id']}",
+    )
+
+
+def write_enrolment(invocation: Invocation, file: Path, valid_s: float, head: str = "") -> Document:
+    """Have the head make an enrolment, and write its link to a new file of mode 0600; the head's answer.
+
+    ``head`` is where hosts reach it, empty: where it listens. Raises ClusterError where the file cannot be made.
+    """
     # First, so that nothing is made that nobody gets; O_EXCL follows no link that somebody laid there.
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -117,13 +150,7 @@ def enrol_command(invocation: Invocation, file: Path, valid_s: float, head: str)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    document = {"file": str(file), "id": made["id"], "until": made["until"]}
-    invocation.answer(
-        document,
-        f"{file}: enrolment {made['id']}, good until {made['until'][:16]}Z; only you can read it",
-        "On each host:  obatchd-join FILE   or  obatchd host --enrol FILE",
-        f"To end it, with all hosts that joined by it:  obatchctl hosts forget --enrolment {made['id']}",
-    )
+    return made
 
 
 @hosts_command.command("drain")

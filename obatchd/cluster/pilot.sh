@@ -63,7 +63,7 @@ own_address() {
 # The head of this job's hosts on its first node, which is where this script runs. Its GPUs are for the host there.
 start_head() {
   local address tries=0
-  local enrol=("$obatchctl" --spool "$spool" hosts enrol --output "$enrolment" --valid "$valid")
+  local enrol=("$obatchctl" --spool "$spool" hosts enrol --out "$enrolment" --valid "$valid")
   address=$(own_address):$port
   mkdir -p "$spool"
   OBATCHD_CLUSTER_LISTEN=$address OBATCHD_CLUSTER_ENGINE=slurm OBATCHD_GPUS=none \

@@ -137,7 +137,7 @@ def head(
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk), sessions)
     jobs = JobCommands(engine)
     host = HostCommands(engine, here.fleet, servers, here.models, here.watch, alarms, reload)
-    host.launcher = launcher = ray_launcher(work, joined)
+    host.launcher = members.launcher = launcher = ray_launcher(work, joined)
     xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
     policy.monitor.listen(xids)
     metrics = Exposition(Sources(engine, policy, runs, host, xids, calls, hosts))

@@ -43,6 +43,7 @@ class JoinedHosts:
     async def start(self) -> None:
         """Let hosts in. Raises ConfigError where the library for the head's certificate is missing."""
         self.attached.tasks.start(self.attached.board.run(self.watch), "siblings")
+        self.attached.tasks.start(self.hosts.tidy(), "hosts-tidy")
         await self.door.start()
 
     async def stop(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from obatchd.documents.engine import EngineState
+
 
 class HostDoor(msgspec.Struct):
     """Where hosts reach the head."""
@@ -46,6 +48,7 @@ class HostList(msgspec.Struct):
     door: HostDoor | None  # None: hosts cannot join, because [cluster] listen is empty
     hosts: list[HostEntry]
     enrolments: list[EnrolmentEntry]  # that are still good
+    engine: EngineState | None = None  # that starts hosts; None: each is started by its own machine
 
 
 class NewLink(msgspec.Struct):

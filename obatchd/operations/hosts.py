@@ -18,6 +18,7 @@ from obatchd.documents.audit import (
     HOST_FORGOTTEN,
     HOST_UNDRAINED,
 )
+from obatchd.documents.engine import EngineState
 from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, NewLink
 from obatchd.errors import ClusterError, ConfigError, NotFoundError
 from obatchd.live.audit import AuditLog
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # without a door nothing of it is imported
     from obatchd.cluster.head.hosts import Hosts
     from obatchd.cluster.head.joined import JoinedHost
     from obatchd.cluster.head.roster import Made, Member, Roster
+
+if TYPE_CHECKING:
+    from obatchd.cluster.head.launcher import Launcher
 
 _log = log.get(__name__)
 _DRAIN_S = 3.0  # longest wait of whoever drains a host; the rest goes on
@@ -55,6 +59,7 @@ class JoinedHostCommands:
 
     _audit: AuditLog
     _joined: Joined | None  # None: hosts cannot join
+    launcher: Launcher | None = field(default=None, init=False)  # None: no engine starts hosts
     _actions: TaskSet = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -68,7 +73,7 @@ class JoinedHostCommands:
 
     def all(self) -> HostList:
         if (joined := self._joined) is None:
-            return HostList(None, [], [])
+            return HostList(None, [], [], self._engine())
         names = sorted({*joined.roster.names(), *joined.hosts.hosts})
         by_enrolment: dict[str, list[str]] = {}
         for name in joined.roster.names():
@@ -78,7 +83,11 @@ class JoinedHostCommands:
             EnrolmentEntry(one.id, instant(one.made_s) or "", instant(one.until_s) or "", by_enrolment.get(one.id, []))
             for one in joined.roster.enrolments()
         ]
-        return HostList(joined.door.state(), [_entry(name, joined) for name in names], enrolments)
+        entries = [_entry(name, joined) for name in names]
+        return HostList(joined.door.state(), entries, enrolments, self._engine())
+
+    def _engine(self) -> EngineState | None:
+        return self.launcher.state() if self.launcher is not None else None
 
     async def code(self, caller: Caller, head: str) -> NewLink:
         joined, reached = self._with_door(head)

@@ -13,10 +13,11 @@ from asyncio import Future, TimerHandle
 from collections.abc import Callable
 
 _ORPHAN_LIMIT_S = 600
-# Unlike the real one, an orphan ends by itself after ten minutes, so that a forgotten test leaves nothing behind.
+# Unlike the real one, an orphan ends by itself after ten minutes, so that a forgotten test leaves nothing behind. The
+# real one inherits that SIGUSR1 is blocked; uvloop unblocks all signals in what it starts.
 _BODY = (
     "import os, signal, time; "
-    "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "[signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]; "
     "parent = os.getppid(); any(time.sleep(5) for _ in iter(lambda: os.getppid() == parent, False)); "
     f"time.sleep({_ORPHAN_LIMIT_S})"
 )

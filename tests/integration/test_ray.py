@@ -81,8 +81,9 @@ def work(head: Head, count: int = 200, name: str = "q") -> tuple[str, list[Docum
 
 def test_jobs_are_answered_by_hosts_that_ray_started(head: Head, ray: RayHere) -> None:
     drop, asked = work(head)
-    summary = head.job(drop).check(asked)
-    assert {server.partition(".")[0] for server in summary["servers"]} == set(ray.names())
+    job = head.done(drop, 60)
+    job.check(asked)
+    assert {result["server"].partition(".")[0] for result in job.results} == set(ray.names())
     told = engine(head)
     assert (told["kind"], told["state"], told["authenticated"]) == ("ray", "here", False)
     assert [(node["name"], node["state"], node["gpus"]) for node in told["nodes"]] == [

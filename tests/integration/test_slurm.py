@@ -41,9 +41,6 @@ def cluster(tmp_path, make_head, slurm):
     yield Cluster(tmp_path, slurm, head, SIMULATOR)
     slurm.call("scancel", "--user=root", check=False)
     wait_for(lambda: not slurm.call("squeue", "--noheader"), 60, "no job is left")
-    for node in slurm.nodes:
-        if slurm.states()[node].startswith("down"):
-            slurm.start_node(node)
     wait_for(lambda: set(slurm.states().values()) == {"idle"}, 60, "every node is idle")
 
 
@@ -60,7 +57,6 @@ def test_a_node_that_is_killed_costs_no_attempt_and_a_requeue_brings_the_same_ho
     assert cluster.here() == {"node1", "node3"}
     instances = {name: (cluster.hosts_directory / job / name / "instance").read_text() for name in ("node1", "node2")}
     cluster.slurm.start_node("node2")
-    wait_for(lambda: cluster.slurm.states()["node2"] == "idle", 60, "node2 is idle")
     cluster.slurm.call("scontrol", "requeue", job)
     cluster.until_here("node1", "node2", "node3")
     assert set(cluster.head.hosts()) == {"node1", "node2", "node3"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import attrs
@@ -63,9 +63,11 @@ class Desk:
     lies: bool = False  # it says that it loaded a model, and has not
     may_load: asyncio.Event = attrs.field(factory=asyncio.Event)
     asked: list[tuple[str, Any]] = attrs.field(factory=list)
+    preferred: list[int] = attrs.field(factory=list)  # slots, by the latest load
 
-    async def load(self, server: str, profile: Profile, afresh: bool = False) -> None:
+    async def load(self, server: str, profile: Profile, afresh: bool = False, prefer: Sequence[int] = ()) -> None:
         self.asked.append(("load", (server, profile, afresh)))
+        self.preferred = list(prefer)
         self.host.tell(server, loaded=None, loading=profile)
         await self.may_load.wait()
         if self.refuse is not None:
@@ -207,6 +209,7 @@ class Known:
     """Hosts that joined, and who is told of them. Implements :class:`obatchd.cluster.head.hosts.KnownHosts`."""
 
     reasons: dict[str, str] = attrs.field(factory=dict)  # for which they get no work
+    ends: dict[str, float] = attrs.field(factory=dict)  # of their allocations
     states: list[tuple[str, ServerState]] = attrs.field(factory=list)
     alarms: list[tuple[str, Alarm]] = attrs.field(factory=list)
     rig: Rig | None = None
@@ -219,6 +222,9 @@ class Known:
 
     def set_drained(self, name: str, reason: str) -> None:
         self.reasons[name] = reason
+
+    def until_s(self, name: str) -> float | None:
+        return self.ends.get(name)
 
     def server_changed(self, server: HostedServer, old: ServerState, new: ServerState, reason: str) -> None:
         if old is not new:

@@ -42,14 +42,14 @@ def test_the_secret_is_in_a_file_of_its_own_that_only_its_owner_reads(tmp_path: 
     assert stat.S_IMODE(enrolment.stat().st_mode) == 0o600
     assert "s" * 43 not in file.read_text() + result.output
     assert str(enrolment) in file.read_text() and f"sbatch {file}" in result.output
-    assert asked == [("hosts/enrolments", {"valid_s": 172800.0})]
+    assert asked == [("hosts/enrolments", {"body": {"valid_s": 172800.0, "head": ""}})]
 
 
 def test_an_enrolment_that_is_there_is_not_written_over(tmp_path: Path, asked: list[Any]) -> None:
     file = tmp_path / "hosts.sbatch"
     call(tmp_path, "-N", "7", "-o", str(file))
     result = call(tmp_path, "-N", "7", "-o", str(file))
-    assert result.exit_code == 1 and "--enrolment" in result.output
+    assert result.exit_code == 1 and "is not there yet" in result.output
     assert len(asked) == 1
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -130,6 +131,26 @@ async def test_errors_of_a_load_are_those_of_the_host(head: HeadRig) -> None:
         assert host.desk.asked[-1] == ("load", ("gpu0", SMALL, True))
         with pytest.raises(ServerError):  # the host has no such method
             await server.fallen_back()
+
+
+async def test_slots_are_tuned_over_the_session(head: HeadRig) -> None:
+    slots = messages.SlotNews("H100", "570", 80 * 2**30, 2**30, 8, 8, fresh=False, beside_others=False)
+    host = StandInHost(servers={"gpu0": server_news(slots=8, tuning=slots), "gpu1": server_news("gpu1")})
+    async with host.joined(head.hosts):
+        await until(lambda: len(head.guests) == 2)
+        server = head.server()
+        assert head.server("node07.gpu1").tuning is None
+        assert server.tuning is server
+        known = (server.device, server.driver, server.process_slots, server.first_slots(SMALL), server.fresh)
+        assert known == ("H100", "570", 8, 8, False)
+        server.use(4)
+        assert server.slots == 4
+        await until(lambda: messages.UseSlots("gpu0", 4) in host.heard)
+        server.prefer((16, 8))
+        await server.load(LARGE)
+        assert host.desk.preferred == [16, 8]
+        await server.load(SMALL)
+        assert host.desk.preferred == []
 
 
 async def test_a_load_ends_with_the_session(head: HeadRig) -> None:
@@ -401,8 +422,29 @@ async def test_a_host_that_says_nothing_has_no_session_for_long(head: HeadRig, m
 
 
 async def test_a_session_ends_with_its_allocation(head: HeadRig) -> None:
-    async with StandInHost().joined(head.hosts, until_s=0.0) as host:
+    async with StandInHost().joined(head.hosts, until_s=time.time() + 0.2) as host:
+        await until(lambda: head.guests)
         await until(lambda: host.session.is_over)
+    await until(lambda: head.hosts.hosts["node07"].reason == "it has left: its allocation is over")
+    assert not head.guests
+
+
+async def test_hosts_whose_allocation_is_over_are_given_up() -> None:
+    async with heads() as head:
+        head.known.reasons |= {"node07": "", "node08": ""}
+        async with StandInHost().joined(head.hosts, until_s=time.time() + 3600):
+            await until(lambda: head.guests)
+        assert list(head.guests) == ["node07.gpu0"]  # it may come again
+        tidying = asyncio.create_task(head.hosts.tidy())
+        await settle()
+        assert head.guests
+        tidying.cancel()
+        head.hosts.hosts["node07"].until_s = 0.0
+        del head.known.reasons["node07"]
+        tidying = asyncio.create_task(head.hosts.tidy())
+        await until(lambda: not head.guests and not head.rig.dispatcher.links)
+        tidying.cancel()
+        assert "node07" not in head.hosts.hosts
 
 
 async def test_a_forgotten_host_goes_with_its_servers(head: HeadRig) -> None:
@@ -411,3 +453,10 @@ async def test_a_forgotten_host_goes_with_its_servers(head: HeadRig) -> None:
         head.hosts.forget("node07", "its credential was revoked")
         assert (head.hosts.hosts, head.guests) == ({}, {})
         await until(lambda: host.session.is_over and not head.rig.dispatcher.links)
+
+
+async def test_a_session_without_a_hello_ends_too_when_its_host_is_forgotten(head: HeadRig) -> None:
+    async with StandInHost(silent=True).joined(head.hosts) as host:
+        await until(lambda: host.heard)
+        head.hosts.forget("node07", "its credential was revoked")
+        await until(lambda: host.session.is_over)

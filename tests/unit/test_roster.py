@@ -73,6 +73,18 @@ def test_an_enrolment_takes_no_name_of_another_host(tmp_path: Path) -> None:
     assert kept.holder(again) is not None
 
 
+def test_the_next_job_on_a_node_takes_the_name_that_an_ended_one_left(tmp_path: Path) -> None:
+    kept = roster(tmp_path)
+    first, second = kept.make_enrolment(3600), kept.make_enrolment(3600)
+    old = kept.admit(first.secret, Asked("node01", "m1", 600.0), NOBODY)
+    for wrong, connected in ((Asked("node01", "m1"), Here(node01="m1")), (Asked("node01", "m2"), NOBODY)):
+        with pytest.raises(ClusterError) as told:
+            kept.admit(second.secret, wrong, connected)
+        assert told.value.code == "name_taken"
+    assert kept.admit(second.secret, Asked("node01", "m1", 600.0), NOBODY)
+    assert kept.holder(old) is None
+
+
 def test_a_refusal_does_not_use_a_code_up(tmp_path: Path) -> None:
     kept = roster(tmp_path)
     code = kept.make_code()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -62,3 +64,9 @@ async def test_a_server_that_went_with_its_host_is_no_defect(head: HeadRig) -> N
     assert served.why_no_energy("node07.gpu0") == "the server is not there any more"
     with pytest.raises(ServerError, match="not there any more"):
         await served.ensure("node07.gpu0", "small")
+
+
+def test_a_daemon_without_a_door_loads_nothing_of_it() -> None:
+    program = "import sys, obatchd.daemon.life; print({'cryptography', 'obatchd.cluster.head.door'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"

@@ -28,14 +28,15 @@ _LEAST_WIDTH = 6  # of a column that gives way
 _UID_DIGITS = 9
 _ROOM = 20  # that it keeps while there are columns that may be left out
 _COLOURS = {
-    "green": ("ready", "running", "done", "ok", "drained"),
-    "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded"),
+    "green": ("ready", "running", "done", "ok", "drained", "here"),
+    "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded", "away"),
     "yellow": (
         "down",
         "starting",
         "waiting",
         "draining",
         "stopping",
+        "leaving",
         "paused",
         "warn",
         "publishing",

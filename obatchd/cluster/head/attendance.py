@@ -54,14 +54,18 @@ class Attendance:
     _heard: int = attrs.field(default=0, init=False)  # messages since ``_since_s`` (monotonic)
     _since_s: float = attrs.field(factory=time.monotonic, init=False)
 
-    def begin(self, until_s: float | None) -> list[asyncio.TimerHandle]:
-        """Challenge the host; timers that end the session, where it says nothing or its time is up (epoch)."""
+    def begin(self) -> list[asyncio.TimerHandle]:
+        """Challenge the host; timers that end the session, where it says nothing or its allocation is over."""
         self.session.say(Challenge(self._nonce, __version__))
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(HELLO_S, self._hello_is_late)]
-        if until_s is not None:
-            timers.append(loop.call_later(max(0.0, until_s - time.time()), self.session.end, "its allocation is over"))
+        if (until_s := self.host.until_s) is not None:
+            timers.append(loop.call_later(max(0.0, until_s - time.time()), self._allocation_is_over))
         return timers
+
+    def _allocation_is_over(self) -> None:
+        self.host.until_s = min(self.host.until_s or 0.0, time.time())  # timers ring a moment too early
+        self.session.end("its allocation is over")
 
     def _hello_is_late(self) -> None:
         if self._hello is None:

@@ -27,6 +27,7 @@ _log = log.get(__name__)
 _MOST_PATIENCE_S = 3600.0
 _FIRST_BAR_S = 1.0  # for a host that said what cannot be; each time twice as long
 _LONGEST_BAR_S = 300.0
+_TIDY_S = 60.0
 _GOOD_S = 600.0  # a session that lasted so long is forgiven its end
 
 
@@ -43,6 +44,10 @@ class KnownHosts(Protocol):
 
     def set_drained(self, name: str, reason: str) -> None:
         """Keep that; empty: it gets work again."""
+
+    def until_s(self, name: str) -> float | None:
+        """When the credential of a host ends with its allocation (epoch); None: it does not."""
+        ...
 
 
 class _Bar:
@@ -101,7 +106,7 @@ class Hosts:
     def _host(self, name: str) -> JoinedHost:
         if (host := self._hosts.get(name)) is None:
             host = self._hosts[name] = JoinedHost(name, self._attached)
-            host.drained = self._known.drained(name)
+            host.drained, host.until_s = self._known.drained(name), self._known.until_s(name)
         return host
 
     @property
@@ -117,10 +122,11 @@ class Hosts:
         It ends at ``until_s`` (epoch), where that credential ends with an allocation.
         """
         attendance = Attendance(self._host(name), self, self._alarms)
+        attendance.host.until_s = until_s
         desks = {"head": HeadDesk(name, self._attached)}
         session = attendance.session = Session(socket, f"host {name}", messages.to_head, attendance, desks)
         self._all.add(attendance)
-        timers = attendance.begin(until_s)
+        timers = attendance.begin()
         running = asyncio.create_task(session.run(), name=f"session-{name}")
         try:
             attendance.over(await session.over())
@@ -154,13 +160,24 @@ class Hosts:
         return terms(self._settings.value)
 
     def cut_off(self, name: str, reason: str) -> None:
-        """End the session with a host, if there is one."""
-        if (attendance := self._present.get(name)) is not None:
+        """End the session with a host, if there is one; also one that has begun and has not said hello."""
+        for attendance in [one for one in self._all if one.host.name == name]:
             attendance.over(reason)
 
     def close(self) -> None:
         """Let in nobody more; those that are here go on."""
         self._closed = True
+
+    async def tidy(self) -> None:
+        """Give up, every minute, those that went as they were to: names of machines that an engine lends never end."""
+        while True:
+            known = set(self._known.names())
+            for name, host in list(self._hosts.items()):
+                if host.session is None and host.leaving:
+                    host.gone()
+                    if name not in known:
+                        del self._hosts[name]
+            await asyncio.sleep(_TIDY_S)
 
     async def stop(self) -> None:
         """End all sessions: the head ends. The hosts keep their models, and dial for the next one."""
@@ -203,6 +220,6 @@ class Hosts:
         """A host's credential is revoked: it goes, with its servers."""
         host = self.find(name)
         self.cut_off(name, reason)
-        host.forgotten()
+        host.gone()
         self._bars.pop(name, None)
         del self._hosts[name]

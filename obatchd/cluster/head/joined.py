@@ -50,6 +50,7 @@ class JoinedHost:
     code: str = attrs.field(default="", init=False)  # of the error that ended its latest session; empty: none did
     since_s: float = attrs.field(factory=time.time, init=False)  # epoch; of its coming or going
     skew_s: float = attrs.field(default=0.0, init=False)  # how far its clock is ahead of ours
+    until_s: float | None = attrs.field(default=None, init=False)  # epoch; when its allocation ends
     drained: str = attrs.field(default="", init=False)  # why an administrator gives it no work
     servers: dict[str, HostedServer] = attrs.field(factory=dict, init=False)  # by full id
     sensors: HostSensors = attrs.field(factory=HostSensors, init=False)
@@ -69,8 +70,11 @@ class JoinedHost:
 
     @property
     def leaving(self) -> str:
-        """Why it is about to go; empty: it stays."""
-        return self.news.leaving if self.news is not None else ""
+        """Why it is about to go, or has gone as it was to; empty: it stays."""
+        if self.news is not None and self.news.leaving:
+            return self.news.leaving
+        is_over = self.until_s is not None and time.time() >= self.until_s
+        return "its allocation is over" if is_over and self.session is None else ""
 
     # Its sessions.
 
@@ -83,8 +87,8 @@ class JoinedHost:
 
     def lost(self, reason: str, code: str) -> None:
         """Its session has ended: what its servers had in hand goes elsewhere, and no attempt counts."""
-        left = self.leaving
         self.session, self.code, self.since_s = None, code, time.time()
+        left = self.leaving
         self.reason = f"it has left: {left}" if left else reason
         for server in self.servers.values():
             server.lost(self.reason)
@@ -92,8 +96,8 @@ class JoinedHost:
         if left:
             self._detach(list(self.servers))
 
-    def forgotten(self) -> None:
-        """It will not come any more."""
+    def gone(self) -> None:
+        """Nobody waits for it: its servers are none of ours any more."""
         self._detach(list(self.servers))
 
     # Its news.

@@ -142,6 +142,10 @@ class Roster:
         member = self._kept.hosts.get(name)
         return member.drained if member else ""
 
+    def until_s(self, name: str) -> float | None:
+        member = self.member(name)
+        return member.until_s if member is not None else None
+
     def holder(self, credential: str) -> Holder | None:
         """Whose a credential is; None: nobody's, or nobody's any more."""
         sha256, found = _sha256(credential), None
@@ -286,7 +290,9 @@ def _check_name(kept: _Kept, asked: Asked, enrolment: Enrolment | None, connecte
         raise ClusterError(f"{other.format(asked.name)}. It is connected now", code="name_taken")
     if known is not None and enrolment is not None and known.enrolment != enrolment.id:
         gone = known.until_s is not None and known.until_s <= time.time()
-        if not gone:
+        # The next job on a node: the last one was ended before its limit, and had an enrolment of its own.
+        follows = known.enrolment and here is None and known.machine == asked.machine
+        if not gone and not follows:
             words = f"{other.format(asked.name)}, or forget that one:  obatchctl hosts forget {asked.name}"
             raise ClusterError(words, code="name_taken")
     if known is None and len(kept.hosts) >= _MOST_HOSTS:
