@@ -71,6 +71,9 @@ class Sights:
     def pulls(self) -> Mapping[str, PullProgress]:
         return self._machine.models.pulls
 
+    def share(self) -> str:
+        return self._machine.models.share
+
 
 @attrs.define(eq=False)
 class HostParts:

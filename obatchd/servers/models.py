@@ -28,6 +28,7 @@ from obatchd.servers.server import ServerFace
 from obatchd.servers.stores.elsewhere import ElsewhereStore, together
 from obatchd.servers.stores.known import LOCAL, KnownModels, ModelInfo, as_told
 from obatchd.servers.stores.own import OwnStores, described, pull_key
+from obatchd.servers.stores.sharing import Turns, each_once
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ModelSettings
@@ -49,6 +50,7 @@ class ModelKeeper:
     _own: OwnStores = attrs.field(init=False)
     _known: KnownModels = attrs.field(factory=KnownModels, init=False)
     _running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = attrs.field(factory=dict, init=False)
+    _turns: Turns = attrs.field(factory=Turns, init=False)
 
     @_own.default
     def _of_this_daemon(self) -> OwnStores:
@@ -72,6 +74,11 @@ class ModelKeeper:
         for store in self.elsewhere.values():
             found |= {pull_key(store.name, model): progress for model, progress in store.pulls.items()}
         return found
+
+    @property
+    def share(self) -> str:
+        """Of the managed servers' store; see :mod:`obatchd.servers.stores.sharing`."""
+        return self._own.share
 
     def has(self, server: ServerFace, model: str) -> bool:
         """Whether the model is known to be in the server's store."""
@@ -102,8 +109,7 @@ class ModelKeeper:
         outcomes = await asyncio.gather(*looks, return_exceptions=True)
         found = [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if not found:
-            # A store that could not be asked may have it: that is no reason to fail a job for good.
+        if not found:  # a store that could not be asked may have it: that is no reason to fail a job for good
             raise next((error for error in failed if not isinstance(error, ModelError)), failed[0])
         for error in failed:
             log.info("model_not_everywhere", model=model, reason=error)
@@ -135,6 +141,11 @@ class ModelKeeper:
         """Those of them that are ours to fill and to clear."""
         return [store for store in stores if store == LOCAL or store in self.elsewhere]
 
+    def _share(self, store: str) -> str:
+        """What says that stores are one; empty: this one is by itself."""
+        elsewhere = self.elsewhere.get(store)
+        return elsewhere.share if elsewhere is not None else self.share if store == LOCAL else ""
+
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         key = (store, folded(model))
         if (known := self._known.get(store, model)) is not None:
@@ -159,7 +170,8 @@ class ModelKeeper:
 
     async def _ensure_elsewhere(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         """Have a host make sure of a model, by the settings that it has of us."""
-        info = await self.elsewhere[store].ensure(model, by_admin=by_admin)
+        async with self._turns.at(self._share(store)):
+            info = await self.elsewhere[store].ensure(model, by_admin=by_admin)
         self._known.learn(info)
         return info
 
@@ -173,7 +185,7 @@ class ModelKeeper:
                 f"pulling it. {self._who_pulls(store, model)}.",
                 code="model_not_found",
             )
-        async with self._own.alone_on_host(store):
+        async with self._turns.at(self._share(store)), self._own.alone_on_host(store):
             if (info := await self._look_up(store, model)) is not None:
                 return info
             try:
@@ -216,7 +228,8 @@ class ModelKeeper:
         """
         stores = self._stores(f"pull {name}")
         if managed := self._managed(stores):
-            pulls = together(name, {store: self._pull_and_learn(store, name) for store in managed})
+            places = each_once({store: self._share(store) for store in managed})
+            pulls = together(name, {store: self._pull_and_learn(store, name) for store in places})
             async with aclosing(pulls):
                 async for step in pulls:
                     yield step
@@ -229,9 +242,13 @@ class ModelKeeper:
 
     async def _pull_and_learn(self, store: str, model: str) -> AsyncGenerator[PullProgress, None]:
         pull = self.elsewhere[store].pull(model) if store in self.elsewhere else self._own.pull(store, model)
-        async with aclosing(pull):
+        share = self._share(store)
+        async with self._turns.at(share), aclosing(pull):
             async for step in pull:
                 yield step
+        for other in self._managed(self._stores()):
+            if share and self._share(other) == share:
+                self._known.forget(model, other)
         if store in self.elsewhere:
             await self._ensure_elsewhere(store, model, by_admin=True)
         else:
@@ -265,7 +282,7 @@ class ModelKeeper:
         return listed
 
     async def listed(self) -> list[StoredModel]:
-        """What all stores list, one after another."""
+        """What all stores list."""
         return [entry for _, entry in await self._listed()]
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw] | None:
@@ -317,17 +334,17 @@ class ModelKeeper:
         if busy := [server.id for server in users if server.loading or server.in_flight]:
             words = f"Model {name} is at work on {', '.join(busy)}. Wait for its jobs, or cancel them: obatchctl jobs."
             raise ModelError(words, code="model_in_use")
-        outcomes = await asyncio.gather(*(self._remove_from(store, name) for store in managed), return_exceptions=True)
-        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        places = each_once({store: self._share(store) for store in managed})
+        removing = (self._remove_from(store, name) for store in places)
+        failed = [found for found in await asyncio.gather(*removing, return_exceptions=True) if found is not None]
         absent = [error for error in failed if isinstance(error, ModelError) and error.code == "model_not_found"]
+        for store in managed:
+            self._known.forget(name, store)
         for error in failed:
-            if error not in absent or len(absent) == len(managed):
+            if error not in absent or len(absent) == len(places):
                 raise error
         log.info("model_removed", model=name)
 
     async def _remove_from(self, store: str, name: str) -> None:
-        if store in self.elsewhere:
-            await self.elsewhere[store].remove(name)
-        else:
-            await self._own.remove(store, name)
-        self._known.forget(name, store)
+        place = self.elsewhere.get(store)
+        await (self._own.remove(store, name) if place is None else place.remove(name))

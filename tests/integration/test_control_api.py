@@ -111,6 +111,27 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
     assert (await call(client.get, "models"))["models"][0]["model"] == "llama3:8b"
 
 
+async def test_hosts_are_let_in_drained_and_forgotten(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    client = ControlClient(spool)
+    found = await call(client.get, "hosts")
+    assert found["hosts"][0]["name"] == "node07" and found["door"]["address"] == "10.0.0.1:7700"
+    assert (await call(client.post, "hosts/codes"))["link"].startswith("obatch://")
+    await call(partial(client.post, "hosts/codes", body={"head": "head:7700"}))
+    await call(partial(client.post, "hosts/enrolments", body={"valid_s": 3600.0}))
+    for action in ("drain", "resume"):
+        await call(client.post, f"hosts/node07/{action}")
+    assert (await call(client.delete, "hosts/node07"))["hosts"] == ["node07"]
+    await call(client.delete, "hosts/enrolments/enrol-1")
+    assert daemon.calls == [
+        ("code", ""), ("code", "head:7700"), ("enrol", 3600.0, ""), ("drain_host", "node07"),
+        ("resume_host", "node07"), ("forget_host", "node07"), ("revoke", "enrol-1"),
+    ]  # fmt: skip
+    for body in ({"valid_s": 1.0}, {"valid_s": "long"}, {"other": 1}):
+        with pytest.raises(errors.ConfigError):
+            await call(partial(client.post, "hosts/enrolments", body=body))
+
+
 async def test_what_people_look_at_is_asked_with_its_bounds(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
     client = ControlClient(spool)
@@ -313,7 +334,8 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         (client.post, "alarms/test"),
         (client.delete, "models/m"), (client.get, "burnin/status"), (client.post, "burnin"), (client.get, "unknown"),
         (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
-        (client.post, "gpus/0/share"),
+        (client.post, "gpus/0/share"), (client.get, "hosts"), (client.post, "hosts/codes"),
+        (client.post, "hosts/enrolments"), (client.post, "hosts/node07/drain"), (client.delete, "hosts/node07"),
     ):  # fmt: skip
         with pytest.raises(errors.ForbiddenError, match="and the members of the group obatch-admin"):
             await call(method, path)

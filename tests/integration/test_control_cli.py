@@ -520,3 +520,22 @@ async def test_keys_of_programs_are_shown_once_and_removed(tmp_path: Path) -> No
         assert "its port is in use" in (await obatchctl(spool, "status"))[1]
         assert (await obatchctl(spool, "key", "rm", "key-0011")) == (0, "key-0011 removed.\n")
         assert (await obatchctl(spool, "key", "list"))[1].startswith("No keys.")
+
+
+async def test_hosts_are_listed_with_what_there_is_to_say_of_them(
+    served: tuple[FakeOperations, Path], tmp_path: Path
+) -> None:
+    daemon, spool = served
+    code, page = await obatchctl(spool, "hosts")
+    assert code == 0 and "node07" in page and "the connection broke; Slurm job 4711" in page
+    assert "enrolment enrol-1: good until 2026-12-06T10:00Z, 1 host by it" in page
+    assert (await as_json(spool, "hosts"))["hosts"][0]["gpus"] == 4
+    _, told = await obatchctl(spool, "hosts", "code", "--head", "head:7700")
+    assert "sudo obatchd-join 'obatch://10.0.0.1:7700/#secret.pin'" in told
+    file = tmp_path / "enrolment"
+    _, told = await obatchctl(spool, "hosts", "enrol", "--out", file, "--valid", "2h")
+    assert "secret" not in told and file.read_text() == "obatch://10.0.0.1:7700/#secret.pin\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert (await obatchctl(spool, "hosts", "forget"))[0] == 2
+    assert "node07" in (await obatchctl(spool, "hosts", "forget", "--enrolment", "enrol-1"))[1]
+    assert daemon.calls == [("code", "head:7700"), ("enrol", 7200.0, ""), ("revoke", "enrol-1")]

@@ -52,6 +52,9 @@ class Seen:
     def pulls(self) -> dict[str, PullProgress]:
         return self.pulling
 
+    def share(self) -> str:
+        return "files:/models"
+
 
 @attrs.define(eq=False)
 class Bench:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from obatchd.errors import ModelError, ServerError
 from obatchd.ollama.api import StoredModel
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.stores.known import ModelInfo
+from obatchd.servers.stores.sharing import share_of
 from obatchd.tasks import TaskSet
 
 NO_GPUS = Gpus("ok", "", None, KernelLogState(None, ""), [])
@@ -38,11 +40,13 @@ class Store:
         self.refuses = ""  # code of the error
         self.hangs = False
         self.answers = asyncio.Event()
+        self.asked = 0
 
     def forget(self, model: str) -> None:
         pass
 
     async def ensure(self, model: str, *, by_admin: bool = False) -> ModelInfo:
+        self.asked += 1
         if self.hangs:
             await self.answers.wait()
         if self.refuses or model not in self.digests:
@@ -189,3 +193,51 @@ async def test_a_model_is_removed_everywhere_unless_a_server_works_with_it() -> 
         assert rig.stores["node01"].digests == {}
         with pytest.raises(ModelError, match="There is no model m in the store"):
             await rig.keeper.remove("m")
+
+
+async def test_hosts_that_share_a_store_pull_into_it_once_and_one_at_a_time() -> None:
+    shared, own = Store(m="1"), Store(m="1")
+    async with fleet(node01=shared, node02=shared, node03=own) as rig:
+        for name in ("node01", "node02"):
+            rig.hosts[name].news = HostNews(NO_GPUS, [], share="files:/models")
+        steps = [step async for step in rig.keeper.pull("n")]
+        assert sorted(step.server for step in steps if step.done) == ["node01.gpu0", "node03.gpu0"]
+        found = [info.store for info in await rig.keeper.list_models() if info.name == "n:latest"]
+        assert found == ["node01", "node02", "node03"], "it is shown for each"
+        shared.hangs, shared.asked = True, 0
+        asked = [asyncio.create_task(rig.keeper.ensure_on(rig.server(name), "m")) for name in ("node01", "node02")]
+        async with asyncio.timeout(5):
+            while not shared.asked:
+                await asyncio.sleep(0.01)
+        assert shared.asked == 1, "the other one waits for its turn"
+        shared.answers.set()
+        assert [(await one).store for one in asked] == ["node01", "node02"]
+        await rig.keeper.remove("m")
+        assert "m" not in shared.digests and "m" not in own.digests
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 22 0:50 / /srv rw,relatime shared:2 - nfs4 files:/export rw,vers=4.2
+41 22 0:51 /sub\\040dir /mnt/with\\040space rw - cifs //box/share rw
+42 22 8:2 /deep /home rw - xfs /dev/sdb rw
+43 40 0:52 / /srv/local rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "share"),
+    [
+        ("/srv/models", "files:/export:/models"),
+        ("/srv", "files:/export:/"),
+        ("/mnt/with space/m", "//box/share:/sub dir/m"),
+        ("/home/models", ""),
+        ("/srv/local/models", ""),
+        ("/srvother", ""),
+    ],
+)
+def test_a_directory_on_a_file_server_is_called_the_same_by_all(tmp_path: Path, path: str, share: str) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert share_of(Path(path), mounts) == share
+    assert share_of(Path(path), tmp_path / "none") == ""

@@ -142,6 +142,8 @@ NEWS: dict[str, dict[str, Any]] = {
     "GPUs without end": {"gpus": [Gpu("GPU-1", "H100", 0, "", None, "")] * 1000},
     "a GPU with less than no memory": {"gpus": [Gpu("GPU-1", "H100", 0, "", -1, "")]},
     "an option that is a table": {"load_options": {"num_thread": {}}},
+    "no slots of its process": {"tuning": messages.SlotNews("H100", "", 0, 0, 0, 8, True, False)},
+    "less than no memory": {"tuning": messages.SlotNews("H100", "", -1, 0, 8, 8, True, False)},
     "holds without end": {"holds": {str(number): "x" for number in range(1000)}},
 }
 

@@ -58,6 +58,10 @@ class HostStore:
         return self.host.session is not None
 
     @property
+    def share(self) -> str:
+        return self.host.news.share if self.host.news is not None else ""
+
+    @property
     def pulls(self) -> Mapping[str, PullProgress]:
         return self.host.news.pulls if self.host.news is not None and self.is_here else {}
 

@@ -11,7 +11,7 @@ import attrs
 import msgspec
 
 from obatchd.cluster.host.head import Head
-from obatchd.cluster.messages import HostNews, ServerGone, ServerNews
+from obatchd.cluster.messages import HostNews, ServerGone, ServerNews, SlotNews
 from obatchd.documents.gpus import Gpus, Reading
 from obatchd.documents.models import PullProgress
 from obatchd.jobs.model import Profile
@@ -38,6 +38,9 @@ class Sights(Protocol):
 
     def notices(self) -> list[str]: ...
     def pulls(self) -> Mapping[str, PullProgress]: ...
+    def share(self) -> str:
+        """Of its store, see :mod:`obatchd.servers.stores.sharing`."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -107,7 +110,8 @@ class News:
         used = {gpu.uuid for server in self._sights.servers().values() for gpu in server.gpus}
         readings = [reading for uuid, reading in self._sights.readings().items() if uuid in used]
         pulls = {name: msgspec.structs.replace(pull) for name, pull in self._sights.pulls().items()}
-        news = HostNews(self._sights.gpus(), readings, self._sights.notices(), pulls, self._head.leaving)
+        sights, leaving = self._sights, self._head.leaving
+        news = HostNews(sights.gpus(), readings, sights.notices(), pulls, leaving, sights.share())
         if news != self._told_of_host:
             self._head.say(news)
         self._told_of_host = news
@@ -136,7 +140,15 @@ def server_news(server: ManagedServer) -> ServerNews:
         model_vram_bytes=server.model_vram_bytes,
         unloads_in_s=server.unloads_in_s,
         loads=server.loads,
+        tuning=_slot_news(server.tuning) if server.tuning is not None else None,
     )
+
+
+def _slot_news(server: ManagedServer) -> SlotNews:
+    return SlotNews(
+        server.device, server.driver, server.memory_bytes, server.vram_bytes, server.process_slots,
+        server.first_slots(Profile("", 0)), server.fresh, server.beside_others,
+    )  # fmt: skip
 
 
 def _beside_context(server: ManagedServer) -> dict[str, Any]:

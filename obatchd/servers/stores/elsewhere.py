@@ -36,6 +36,11 @@ class ElsewhereStore(Protocol):
         ...
 
     @property
+    def share(self) -> str:
+        """As :func:`obatchd.servers.stores.sharing.share_of`: stores with the same one are one."""
+        ...
+
+    @property
     def pulls(self) -> Mapping[str, PullProgress]:
         """Downloads in progress there, by model."""
         ...

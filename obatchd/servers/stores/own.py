@@ -21,6 +21,7 @@ from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.stores.known import LOCAL, ModelInfo
+from obatchd.servers.stores.sharing import share_of
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ModelSettings
@@ -48,6 +49,13 @@ class OwnStores:
     def names(self) -> list[str]:
         """Of those that can be asked."""
         return list(dict.fromkeys(server.store for server in self._fleet.servers.values() if server.up))
+
+    @property
+    def share(self) -> str:
+        """Of the managed servers' store; see :mod:`obatchd.servers.stores.sharing`."""
+        managed = (server for server in self._fleet.servers.values() if isinstance(server, ManagedServer))
+        server = next(managed, None)
+        return share_of(server.models_dir) if server is not None else ""
 
     def servers(self, store: str) -> list[Server]:
         return [server for server in self._fleet.servers.values() if server.store == store and server.up]
