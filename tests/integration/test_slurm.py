@@ -13,6 +13,7 @@ from slurm_support import HERE_S, Cluster
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.long,
     pytest.mark.timeout(300),
     pytest.mark.skipif(bool(slurm_here.why_not()), reason=slurm_here.why_not() or "it is here"),
 ]
