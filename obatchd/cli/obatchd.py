@@ -43,6 +43,11 @@ def main(context: click.Context, config: Path | None, spool: str | None, log_lev
         from obatchd.settings import reading
 
         settings = reading.load(config, environ=os.environ, flags=flags)
+        if settings.cluster.head:
+            raise ConfigError(
+                f"this is the file of a host of {settings.cluster.head}; type  obatchd host  instead, or take head, "
+                "fingerprint and name out of [cluster]"
+            )
 
         from obatchd.daemon.life import run
 

@@ -119,3 +119,11 @@ def test_a_daemon_without_a_door_says_how_to_get_one(daemon: Start) -> None:
     refused = running.control("hosts", "code")
     assert refused.returncode == 1 and "set listen in [cluster]" in refused.stderr
     assert not (running.spool / "work" / "cluster").exists()
+
+
+def test_a_daemon_refuses_the_file_of_a_host(tmp_path: Path) -> None:
+    file = tmp_path / "host.toml"
+    file.write_text(f'[cluster]\nhead = "10.0.0.1:7700"\nfingerprint = "sha256:{"0" * 64}"\n')
+    command = [sys.executable, "-c", "from obatchd.cli.obatchd import main; main()", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 78 and "type  obatchd host  instead" in done.stderr

@@ -160,8 +160,8 @@ class Hosts:
         return terms(self._settings.value)
 
     def cut_off(self, name: str, reason: str) -> None:
-        """End the session with a host, if there is one."""
-        if (attendance := self._present.get(name)) is not None:
+        """End the session with a host, if there is one; also one that has begun and has not said hello."""
+        for attendance in [one for one in self._all if one.host.name == name]:
             attendance.over(reason)
 
     def close(self) -> None:
