@@ -15,6 +15,7 @@ from obatchd.burnin.report import report
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.manager import Burnin, as_asked, new_run
 from obatchd.burnin.run.plan import Asked
+from obatchd.burnin.verdict.verdict import Result
 from obatchd.cluster.head.burnin.choosing import parts
 from obatchd.cluster.head.burnin.files import HostsRun, Part, RunFiles
 from obatchd.cluster.head.burnin.following import Following
@@ -94,7 +95,7 @@ class HostsBurnin:
             if following is not self._following:
                 return
             await self._note(following)
-            if following.run.ended_s is not None and not any(part.state == "lost" for part in following.run.parts):
+            if following.run.ended_s is not None and following.is_told:
                 return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -105,17 +106,24 @@ class HostsBurnin:
         """Write down what has changed, and the verdict once nothing more is waited for."""
         run, told = following.run, following.told()
         if following.is_over and (run.ended_s is None or told != self._told):
-            document = await self._telling.report(run, told)
-            states = {host.state for host in document.hosts or ()}
-            first = run.ended_s is None
+            first, self._told = run.ended_s is None, told
+            try:
+                await self._judge(run)
+            except Exception:  # noqa: BLE001 - a defect, or what a host tells, must not keep the run open for ever
+                _log.exception("burnin_failed", run=run.run)
+                run.state, run.verdict = "failed", Result.INCONCLUSIVE.value
             run.ended_s = run.ended_s or time.time()
-            run.state = "stopped" if run.stopped else "completed" if "completed" in states else "failed"
-            run.verdict, self._told = document.verdict, told
-            run.verdicts = {f"{gpu.host or ''}/{gpu.uuid}": gpu.verdict for gpu in document.gpus}
             if first:
                 _log.info("burnin_ended", run=run.run, reason=run.state, verdict=run.verdict)
                 self._announcer.announce(BurninFinished(run.run, run.verdict))
         await self._save(run)
+
+    async def _judge(self, run: HostsRun) -> None:
+        document = await self._telling.report(run)
+        states = {host.state for host in document.hosts or ()}
+        run.state = "stopped" if run.stopped else "completed" if "completed" in states else "failed"
+        run.verdict = document.verdict
+        run.verdicts = {f"{gpu.host or ''}/{gpu.uuid}": gpu.verdict for gpu in document.gpus}
 
     async def _save(self, run: HostsRun) -> None:
         data = self._files.encoded(run)
@@ -161,6 +169,9 @@ class HostsBurnin:
             raise ControlError(words, code="busy")
         own = self._local.units(wanted) if self._local.has_gpus else []
         chosen = parts(wanted, self._hosts, own)
+        if not chosen and self._hosts and not own:
+            words = "there is no GPU with a server on this machine; --hosts all burns in those of the hosts that joined"
+            raise ConfigError(words, code="no_gpu")
         if not chosen:
             return await self._local.start(asked)
         if self._local.active is not None and any(not part.host for part in chosen):
