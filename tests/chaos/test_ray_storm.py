@@ -12,6 +12,7 @@ import pytest
 from cluster_support import Head
 from daemon_support import Document, prompts, wait_for
 from ray_here import MISSING, RayHere
+from test_ray import launchers
 
 pytestmark = [
     pytest.mark.ray,
@@ -73,7 +74,7 @@ class Storm:
         self.back_s[what].append(round(time.monotonic() - began_s, 1))
 
     def _launchers(self) -> set[int]:
-        return {part.pid for part in self.head.parts() if "obatchd.cluster.launch_ray" in part.cmdline()}
+        return {process.pid for process in launchers(self.head)}
 
     def _engine(self) -> str:
         return str(self.head.status()["engine"]["state"])

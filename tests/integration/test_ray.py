@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,7 +57,12 @@ def let_go(head: Head) -> None:
 
 
 def launchers(head: Head) -> list[psutil.Process]:
-    return [one for one in head.parts() if "obatchd.cluster.launch_ray" in one.cmdline()]
+    found = []
+    for part in head.parts():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "obatchd.cluster.launch_ray" in part.cmdline():
+                found.append(part)
+    return found
 
 
 def engine(head: Head) -> Document:
