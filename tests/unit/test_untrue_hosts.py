@@ -164,6 +164,8 @@ OUT_OF_TURN: dict[str, Callable[[StandInHost], object]] = {
     "a channel that was there": lambda host: host.say(messages.WorkerStarted("gpu0", 1, 1)),
     "the end of no worker": lambda host: host.say(messages.WorkerEnded(50, "died", 1.0)),
     "a channel that is none": lambda host: host.session.send(50, b"x"),
+    "no message": lambda host: host.session.send(0, b"\xc1"),
+    "a server without a state": lambda host: host.say({"type": "server", "id": "gpu0"}),
     "a second hello": lambda host: host.say(messages.Hello(b"", "node07", "0.2.0", "", "", 0.0)),
     "an alarm that is none": lambda host: host.say(messages.AlarmNews("DiskLow", {"reason": 7})),
     "a reading of a GPU that is too busy": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", 0.0, 101)])),
