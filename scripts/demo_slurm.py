@@ -24,6 +24,8 @@ from typing import Any
 from demo import Demo, Plan, _command
 from slurm_here import NoSlurmError, SlurmHere, install
 
+from obatchd.errors import DaemonDownError
+
 PROMPTS = 4_000
 HERE_S, WORK_S = 90.0, 420.0  # at most
 SHOW_S = 10.0
@@ -33,7 +35,6 @@ SIMULATOR = {
     "tokens_per_s": 40.0,
     "answer": {"kind": "lognormal", "mean": 25},
 }
-KILLED, LIMITED = "node2", "node4"
 # The nodes are one machine here, so each gets the stand-in GPUs and the loopback address that a machine would have.
 ON_A_NODE = """\
 #!/bin/bash
@@ -83,6 +84,11 @@ class SlurmDemo:
         if shown:
             print(done.stdout, flush=True)
 
+    def answers(self) -> bool:
+        with contextlib.suppress(DaemonDownError):
+            return bool(self.demo.client.get("hosts"))
+        return False
+
     def here(self) -> set[str]:
         return {host["name"] for host in self.demo.client.get("hosts")["hosts"] if host["state"] == "here"}
 
@@ -110,20 +116,25 @@ class SlurmDemo:
 
 def play(shown: SlurmDemo, slurm: SlurmHere) -> dict[str, Any]:
     """The story; the job's last status."""
-    shown.submit("pilots", "-N", "3", "--time", "1h")
-    shown.submit("short", "-N", "1", "--time", "1m", "--notice", "20s", "--renew")
+    shown.until(shown.answers, "the head runs")
+    shown.submit("pilots", "-N", "3", "--apart", "--time", "1h")
+    short = shown.submit("short", "-N", "1", "--time", "2m", "--notice", "30s", "--renew")
     names = set(slurm.nodes)
     shown.until(lambda: shown.here() == names, f"{', '.join(sorted(names))} are here")
+    limited = slurm.call("squeue", "--noheader", f"--jobs={short}", "--format=%N")
+    killed = min(names - {limited})
     shown.drop()
     shown.obatchctl("hosts")
     shown.until(lambda: shown.job()["succeeded"] > PROMPTS / 20, "the work is under way")
-    slurm.kill_node(KILLED)
-    shown.say(f"{KILLED} is dead: SIGKILL to its slurmd and to all that it ran")
-    shown.until(lambda: KILLED not in shown.here(), f"the head has missed {KILLED}")
-    shown.until(lambda: LIMITED not in shown.here(), f"{LIMITED} has left: its time limit is near")
+    slurm.kill_node(killed)
+    shown.say(f"{killed} is dead: SIGKILL to its slurmd and to all that it ran")
+    shown.until(lambda: killed not in shown.here(), f"the head has missed {killed}")
+    slurm.start_node(killed)
+    shown.say(f"{killed} boots again")
+    shown.until(lambda: killed in shown.here(), f"{killed} is back: Slurm has put its job into the queue again")
+    shown.until(lambda: limited not in shown.here(), f"{limited} has left: its time limit is near")
     shown.obatchctl("hosts")
-    slurm.start_node(KILLED)
-    shown.until(lambda: LIMITED in shown.here(), f"{LIMITED} is back: its job went back to the queue")
+    shown.until(lambda: limited in shown.here(), f"{limited} is back: its job went back to the queue")
     shown.until(lambda: shown.job()["state"] == "done", "every prompt has its outcome", WORK_S)
     return shown.job()
 

@@ -5,7 +5,7 @@ Each side implements its desk with a class of its own; arguments travel by their
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -42,8 +42,9 @@ class BurninDesk(Protocol):
 class ServersDesk(Protocol):
     """The desk ``servers`` of a host. ``server`` is an id there: gpu0. All raise NotFoundError where there is none."""
 
-    async def load(self, server: str, profile: Profile, afresh: bool = False) -> None:
-        """As :meth:`obatchd.servers.server.Server.load`; ``afresh``: also where it seems to be loaded."""
+    async def load(self, server: str, profile: Profile, afresh: bool = False, prefer: Sequence[int] = ()) -> None:
+        """As :meth:`obatchd.servers.server.Server.load`; ``afresh``: also where it seems to be loaded. ``prefer``: with
+        the first of these numbers of slots with which all fits."""
 
     async def unload(self, server: str) -> None: ...
     async def drain(self, server: str, reason: str) -> bool: ...

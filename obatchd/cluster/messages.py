@@ -64,6 +64,19 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 # What there is at a host.
 
 
+class SlotNews(msgspec.Struct, frozen=True):
+    """Of a server whose slots obatchd chooses; as :class:`obatchd.dispatch.tuning.ports.TunableServer`."""
+
+    device: str
+    driver: str
+    memory_bytes: int
+    vram_bytes: int
+    process_slots: int
+    first_slots: int
+    fresh: bool
+    beside_others: bool
+
+
 class ServerNews(msgspec.Struct, tag="server", frozen=True):
     """A server of the host, whole; sent at first and whenever anything of it has changed."""
 
@@ -87,6 +100,7 @@ class ServerNews(msgspec.Struct, tag="server", frozen=True):
     model_vram_bytes: int | None = None
     unloads_in_s: float | None = None
     loads: int = 0  # of models, since the host's process began
+    tuning: SlotNews | None = None  # None: its slots are fixed
 
 
 class ServerGone(msgspec.Struct, tag="server_gone", frozen=True):
@@ -152,6 +166,13 @@ class Progressed(msgspec.Struct, tag="progressed", frozen=True):
     server: str
 
 
+class UseSlots(msgspec.Struct, tag="use_slots", frozen=True):
+    """Of the slots of its process a server uses so many from now on."""
+
+    server: str
+    slots: int
+
+
 class Fault(msgspec.Struct, tag="fault", frozen=True):
     """A strike against a server; ``broken``: restart it at once, after a pause."""
 
@@ -201,7 +222,19 @@ class CancelCall(msgspec.Struct, tag="cancel_call", frozen=True):
 
 
 ToHost = (
-    Challenge | Accepted | Refused | Terms | KillWorker | Busy | Progressed | Fault | Call | Part | Reply | CancelCall
+    Challenge
+    | Accepted
+    | Refused
+    | Terms
+    | KillWorker
+    | Busy
+    | Progressed
+    | UseSlots
+    | Fault
+    | Call
+    | Part
+    | Reply
+    | CancelCall
 )
 ToHead = (
     Hello

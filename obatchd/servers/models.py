@@ -143,9 +143,8 @@ class ModelKeeper:
 
     def _share(self, store: str) -> str:
         """What says that stores are one; empty: this one is by itself."""
-        if store in self.elsewhere:
-            return self.elsewhere[store].share
-        return self._own.share if store == LOCAL else ""
+        elsewhere = self.elsewhere.get(store)
+        return elsewhere.share if elsewhere is not None else self.share if store == LOCAL else ""
 
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         key = (store, folded(model))

@@ -124,7 +124,8 @@ class System:
 def program_gone(s: System, kept: str) -> None:
     """After a removal: nothing of the program is left or runs, and what is named by ``kept`` is there."""
     program = (
-        "/opt/obatchd /usr/bin/obatchd /usr/share/obatchd /usr/lib/obatchd /usr/lib/systemd/system/obatchd.service"
+        "/opt/obatchd /usr/bin/obatchd /usr/bin/obatchd-join /usr/share/obatchd /usr/lib/obatchd "
+        "/usr/lib/systemd/system/obatchd.service /usr/lib/systemd/system/obatchd-host.service"
     )
     left = s.c.out(f"ls -d {program} {kept} 2>/dev/null", check=False).split()
     assert sorted(left) == sorted(kept.split()), left

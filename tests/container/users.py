@@ -25,14 +25,15 @@ def install(s: System) -> None:
     s.say("systemctl is-enabled, is-active", "disabled, inactive: nothing was asked for")
     s.c.run("dpkg -i /root/obatchd.deb")
     s.say("dpkg -i again", "idempotent")
-    verdict = s.c.run("systemd-analyze verify /usr/lib/systemd/system/obatchd.service")
-    own = [line for line in verdict.stderr.splitlines() if "obatchd" in line]
-    assert not own, own
-    s.say("systemd-analyze verify obatchd.service", "clean")
-    table = s.c.out("systemd-analyze security --offline=yes /usr/lib/systemd/system/obatchd.service")
-    score = re.search(r"level for obatchd.service: ([\d.]+)", table)
-    assert score and float(score[1]) <= 1.8, table
-    s.say("systemd-analyze security", f"{score[1]} OK")
+    for unit in ("obatchd.service", "obatchd-host.service"):
+        verdict = s.c.run(f"systemd-analyze verify /usr/lib/systemd/system/{unit}")
+        own = [line for line in verdict.stderr.splitlines() if "obatchd" in line]
+        assert not own, own
+        s.say(f"systemd-analyze verify {unit}", "clean")
+        table = s.c.out(f"systemd-analyze security --offline=yes /usr/lib/systemd/system/{unit}")
+        score = re.search(rf"level for {unit}: ([\d.]+)", table)
+        assert score and float(score[1]) <= 1.8, table
+        s.say(f"systemd-analyze security {unit}", f"{score[1]} OK")
     for name in ("alice", "bob", "carol", "rose"):
         s.c.run(f"useradd -m {name}")
         s.uids[name] = int(s.c.out(f"id -u {name}"))

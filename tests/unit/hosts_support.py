@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import attrs
@@ -63,9 +63,11 @@ class Desk:
     lies: bool = False  # it says that it loaded a model, and has not
     may_load: asyncio.Event = attrs.field(factory=asyncio.Event)
     asked: list[tuple[str, Any]] = attrs.field(factory=list)
+    preferred: list[int] = attrs.field(factory=list)  # slots, by the latest load
 
-    async def load(self, server: str, profile: Profile, afresh: bool = False) -> None:
+    async def load(self, server: str, profile: Profile, afresh: bool = False, prefer: Sequence[int] = ()) -> None:
         self.asked.append(("load", (server, profile, afresh)))
+        self.preferred = list(prefer)
         self.host.tell(server, loaded=None, loading=profile)
         await self.may_load.wait()
         if self.refuse is not None:

@@ -19,6 +19,7 @@ from port_support import free_ports
 from obatchd.cluster import links, wire
 from obatchd.cluster.head import door as door_module
 from obatchd.cluster.head.certificate import of_head
+from obatchd.cluster.host.way import HeadPlace, HeadWay
 from obatchd.cluster.joining import join, pin
 from obatchd.errors import ClusterError
 
@@ -99,6 +100,32 @@ async def test_the_secret_is_sent_to_nobody_with_another_certificate(door: OpenD
     assert told.value.code == "wrong_certificate" and "in between" in told.value.message
     assert bytes(heard) == b""
     assert (await join(link, "node01", "m1")).name == "node01"  # the code is still good
+
+
+async def test_a_host_shows_its_credential_to_its_head_alone(door: OpenDoor, tmp_path: Path) -> None:
+    credential = await joined(door)
+    state = door.door.state()
+    assert state is not None
+    async with in_between(of_head(tmp_path / "other"), door.port) as (port, heard):
+        with pytest.raises(ClusterError) as told:
+            await HeadWay(HeadPlace(f"127.0.0.1:{port}", state.fingerprint, credential)).connect()
+    assert told.value.code == "wrong_certificate" and bytes(heard) == b""
+    connection = await HeadWay(HeadPlace(f"127.0.0.1:{door.port}", state.fingerprint, credential)).connect()
+    await connection.send(b"hello")
+    assert await connection.receive() == b"hello"
+    await connection.close()
+
+
+async def test_a_body_that_does_not_come_is_given_up(door: OpenDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "_BODY_S", 0.1)
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port, ssl=blind)
+    writer.write(b"POST /v1/join HTTP/1.1\r\nHost: head\r\nContent-Length: 500\r\n\r\n{")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 403") and b"did not come in time" in answer
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_what_is_no_head_is_told_apart(door: OpenDoor) -> None:

@@ -40,6 +40,10 @@ class Server:
         self.idle.set()
         self.did: list[str] = []
         self.fails = False
+        self.tuning: Server | None = self
+
+    def use(self, slots: int) -> None:
+        self.did.append(f"use {slots}")
 
     def progress(self) -> None:
         self.did.append("progress")
@@ -163,6 +167,8 @@ async def test_what_the_head_tells_reaches_the_server(bench: Bench) -> None:
     bench.session.send(3, b"frame")
     await until(lambda: relay.did[-1] == (3, b"frame"), "all of it arrives")
     assert server.did == ["progress", "fault slow", "broken hangs"]
+    bench.session.say(messages.UseSlots("gpu0", 4))
+    await until(lambda: server.did[-1] == "use 4", "its slots are chosen")
     assert server.in_flight == 1 and not server.idle.is_set() and bench.parts.found["gpu1"].idle.is_set()
     assert "kill 3" in relay.did and bench.parts.terms == [TERMS, TERMS]
 

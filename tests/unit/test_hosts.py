@@ -133,6 +133,26 @@ async def test_errors_of_a_load_are_those_of_the_host(head: HeadRig) -> None:
             await server.fallen_back()
 
 
+async def test_slots_are_tuned_over_the_session(head: HeadRig) -> None:
+    slots = messages.SlotNews("H100", "570", 80 * 2**30, 2**30, 8, 8, fresh=False, beside_others=False)
+    host = StandInHost(servers={"gpu0": server_news(slots=8, tuning=slots), "gpu1": server_news("gpu1")})
+    async with host.joined(head.hosts):
+        await until(lambda: len(head.guests) == 2)
+        server = head.server()
+        assert head.server("node07.gpu1").tuning is None
+        assert server.tuning is server
+        known = (server.device, server.driver, server.process_slots, server.first_slots(SMALL), server.fresh)
+        assert known == ("H100", "570", 8, 8, False)
+        server.use(4)
+        assert server.slots == 4
+        await until(lambda: messages.UseSlots("gpu0", 4) in host.heard)
+        server.prefer((16, 8))
+        await server.load(LARGE)
+        assert host.desk.preferred == [16, 8]
+        await server.load(SMALL)
+        assert host.desk.preferred == []
+
+
 async def test_a_load_ends_with_the_session(head: HeadRig) -> None:
     host = StandInHost()
     async with host.joined(head.hosts):

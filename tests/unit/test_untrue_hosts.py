@@ -142,6 +142,8 @@ NEWS: dict[str, dict[str, Any]] = {
     "GPUs without end": {"gpus": [Gpu("GPU-1", "H100", 0, "", None, "")] * 1000},
     "a GPU with less than no memory": {"gpus": [Gpu("GPU-1", "H100", 0, "", -1, "")]},
     "an option that is a table": {"load_options": {"num_thread": {}}},
+    "no slots of its process": {"tuning": messages.SlotNews("H100", "", 0, 0, 0, 8, True, False)},
+    "less than no memory": {"tuning": messages.SlotNews("H100", "", -1, 0, 8, 8, True, False)},
     "holds without end": {"holds": {str(number): "x" for number in range(1000)}},
 }
 
@@ -162,6 +164,8 @@ OUT_OF_TURN: dict[str, Callable[[StandInHost], object]] = {
     "a channel that was there": lambda host: host.say(messages.WorkerStarted("gpu0", 1, 1)),
     "the end of no worker": lambda host: host.say(messages.WorkerEnded(50, "died", 1.0)),
     "a channel that is none": lambda host: host.session.send(50, b"x"),
+    "no message": lambda host: host.session.send(0, b"\xc1"),
+    "a server without a state": lambda host: host.say({"type": "server", "id": "gpu0"}),
     "a second hello": lambda host: host.say(messages.Hello(b"", "node07", "0.2.0", "", "", 0.0)),
     "an alarm that is none": lambda host: host.say(messages.AlarmNews("DiskLow", {"reason": 7})),
     "a reading of a GPU that is too busy": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", 0.0, 101)])),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from obatchd import log
 from obatchd.cluster.head.sensors import HostSensors
-from obatchd.cluster.messages import Busy, Fault, Progressed, ServerNews, ToHead
+from obatchd.cluster.messages import Busy, Fault, Progressed, ServerNews, SlotNews, ToHead, UseSlots
 from obatchd.cluster.session import Session
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.gpus.model import Gpu
@@ -26,6 +26,7 @@ _WAITED_FOR_S = 300.0  # nobody waits for a host that is away for longer
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
 _DOWN = frozenset({ServerState.BACKOFF, ServerState.FAILED, ServerState.QUARANTINED})
 _HOST = "host"  # keeps work away because its whole host is drained, or leaves
+_FIXED = SlotNews("", "", 0, 0, 1, 1, False, False)  # of a server whose slots are not to be chosen
 T = TypeVar("T")
 
 
@@ -37,8 +38,8 @@ class HostedListener(Protocol):
 
 
 class HostedServer:
-    """One server of a joined host. Implements :class:`obatchd.dispatch.link.ServerPort`, and
-    :class:`obatchd.servers.server.ServerFace`.
+    """One server of a joined host. Implements :class:`obatchd.dispatch.link.ServerPort`,
+    :class:`obatchd.servers.server.ServerFace`, and :class:`obatchd.dispatch.tuning.ports.TunableServer`.
 
     What it tells of itself is true as of the latest news: the host sends these before it answers a command. While the
     host is away it is down, with nothing loaded.
@@ -46,7 +47,6 @@ class HostedServer:
 
     kind = "managed"
     token = ""
-    tuning = None  # its slots are chosen on its host
     gpus: tuple[Gpu, ...]
 
     def __init__(self, host: str, news: ServerNews, listener: HostedListener, sensors: HostSensors) -> None:
@@ -66,6 +66,8 @@ class HostedServer:
         self._busy_told = self._telling = False
         self._progress_s = float("-inf")
         self._told = ServerState.STOPPED  # the state that the listener knows
+        self._preferred: tuple[int, ...] = ()  # slots for the next load
+        self._slots = _FIXED  # what the tuner has to know
         self._resuming: asyncio.Task[None] | None = None
         self._tasks = TaskSet(self)
         self._mirror()
@@ -101,6 +103,10 @@ class HostedServer:
         self.loaded: Profile | None = news.loaded if here else None
         self.loading: Profile | None = news.loading if here else None
         self.pid = news.pid if here else None
+        self._slots = slots = news.tuning or _FIXED
+        self.device, self.driver, self.memory_bytes = slots.device, slots.driver, slots.memory_bytes
+        self.vram_bytes, self.process_slots = slots.vram_bytes, slots.process_slots
+        self.fresh, self.beside_others = slots.fresh, slots.beside_others
         told = ServerState(news.state) if here else ServerState.BACKOFF
         self.state = ServerState.DRAINING if told is ServerState.READY and self._kept else told
         self.ready = self.state is ServerState.READY
@@ -183,14 +189,32 @@ class HostedServer:
     def load_options(self, profile: Profile) -> dict[str, Any]:
         return self._news.load_options | {"num_ctx": profile.context_length}
 
+    # --- slots, chosen by :mod:`obatchd.dispatch.tuning` ------------------------------------------------------------
+
+    @property
+    def tuning(self) -> HostedServer | None:
+        return self if self._news.tuning is not None else None
+
+    def first_slots(self, profile: Profile) -> int:
+        return self._slots.first_slots
+
+    def use(self, slots: int) -> None:
+        if self._session is not None:
+            self.slots = slots
+            self._session.say(UseSlots(self.local_id, slots))
+
+    def prefer(self, slots: Sequence[int]) -> None:
+        self._preferred = tuple(slots)
+
     # --- commands ---------------------------------------------------------------------------------------------------
 
     async def load(self, profile: Profile) -> None:
         """As :meth:`obatchd.servers.server.Server.load`; also raises ServerError where the host is lost meanwhile."""
         afresh = self.loaded is None and self._news.loaded == profile  # dispatch does not believe it any more
         self.loaded, self.loading = None, profile
+        prefer, self._preferred = self._preferred, ()
         try:
-            await self._call("load", type(None), profile=profile, afresh=afresh)
+            await self._call("load", type(None), profile=profile, afresh=afresh, prefer=prefer)
         finally:
             self._mirror()
         if self.loaded != profile:

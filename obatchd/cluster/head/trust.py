@@ -93,6 +93,11 @@ def check_server(news: ServerNews) -> None:
         _texts([(f"{where}a GPU", gpu.uuid), (f"{where}a GPU", gpu.name), (f"{where}a GPU", gpu.driver)], 200)
         _counts([(f"{where}a GPU's index", gpu.index), (f"{where}a GPU's memory", gpu.memory_bytes)])
     _check_tables(news, where)
+    if (slots := news.tuning) is not None:
+        _texts([(f"{where}device", slots.device), (f"{where}driver", slots.driver)], 200)
+        _counts([(f"{where}memory", slots.memory_bytes), (f"{where}memory in use", slots.vram_bytes)])
+        right = 1 <= slots.process_slots <= _MOST_SLOTS and 1 <= slots.first_slots <= _MOST_SLOTS
+        _demand(right, f"{where}the slots of its process are {slots.process_slots}")
 
 
 def _check_profile(profile: Profile | None, where: str) -> None:

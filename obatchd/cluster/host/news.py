@@ -11,7 +11,7 @@ import attrs
 import msgspec
 
 from obatchd.cluster.host.head import Head
-from obatchd.cluster.messages import HostNews, ServerGone, ServerNews
+from obatchd.cluster.messages import HostNews, ServerGone, ServerNews, SlotNews
 from obatchd.documents.gpus import Gpus, Reading
 from obatchd.documents.models import PullProgress
 from obatchd.jobs.model import Profile
@@ -140,7 +140,15 @@ def server_news(server: ManagedServer) -> ServerNews:
         model_vram_bytes=server.model_vram_bytes,
         unloads_in_s=server.unloads_in_s,
         loads=server.loads,
+        tuning=_slot_news(server.tuning) if server.tuning is not None else None,
     )
+
+
+def _slot_news(server: ManagedServer) -> SlotNews:
+    return SlotNews(
+        server.device, server.driver, server.memory_bytes, server.vram_bytes, server.process_slots,
+        server.first_slots(Profile("", 0)), server.fresh, server.beside_others,
+    )  # fmt: skip
 
 
 def _beside_context(server: ManagedServer) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Visit:
                 self._parts.obey(message)
             case messages.KillWorker():
                 self._relay.kill(message.channel)
-            case messages.Busy() | messages.Progressed() | messages.Fault():
+            case messages.Busy() | messages.Progressed() | messages.UseSlots() | messages.Fault():
                 self._of_server(message)
 
     def _hello(self, challenge: messages.Challenge) -> messages.Hello:
@@ -123,7 +123,7 @@ class Visit:
         self._parts.entered()
         self._relay.start(self._parts.servers())
 
-    def _of_server(self, message: messages.Busy | messages.Progressed | messages.Fault) -> None:
+    def _of_server(self, message: messages.Busy | messages.Progressed | messages.UseSlots | messages.Fault) -> None:
         if (server := self._parts.servers().get(message.server)) is None:
             return
         match message:
@@ -131,6 +131,9 @@ class Visit:
                 _keep_busy(server, message.busy)
             case messages.Progressed():
                 server.progress()
+            case messages.UseSlots(slots=slots):
+                if server.tuning is not None:
+                    server.use(slots)
             case messages.Fault(broken=True):
                 server.broken(message.reason)
             case messages.Fault():

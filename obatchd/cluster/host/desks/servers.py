@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import attrs
@@ -28,12 +28,14 @@ class ServerDesk:
     _fleet: Fleet
     _news: News
 
-    async def load(self, server: str, profile: Profile, afresh: bool = False) -> None:
-        """``afresh``: also where it seems to be loaded."""
+    async def load(self, server: str, profile: Profile, afresh: bool = False, prefer: Sequence[int] = ()) -> None:
+        """``afresh``: also where it seems to be loaded. ``prefer``: with the first of these slots that fit."""
         found = self._find(server)
         try:
             if afresh:
                 found.loaded = None
+            if prefer and found.tuning is not None:
+                found.prefer(prefer)
             await found.load(profile)
         finally:
             self._news.look()
