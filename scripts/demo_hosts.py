@@ -1,7 +1,8 @@
 """``scripts/demo --hosts 3``: one head and several hosts on loopback addresses, with stand-in GPUs.
 
-Certificates and codes are as in life. One host is killed in the middle of the work, and started again. Exit status: 0
-when every prompt was answered exactly once, 1 when not, 130 after Ctrl-C, which also removes the directory.
+Certificates and codes are as in life. One host is killed in the middle of the work, and started again; then there is a
+burn-in over all hosts, with one GPU that is slow. Exit status: 0 when every prompt was answered exactly once and just
+that GPU failed, 1 when not, 130 after Ctrl-C, which also removes the directory.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import LOOK_S, STOP_S, Demo, Plan, _command
+from demo_hosts_burnin import burn_in
 
 from obatchd.errors import DaemonDownError
 
@@ -34,6 +36,7 @@ AWAY_S = 4.0  # how long the host that is killed stays away
 SIMULATOR = {
     "load_s": 0.5,
     "service_s": {"kind": "uniform", "low": 0.2, "high": 0.6},
+    "answer": {"kind": "uniform", "low": 60, "high": 120},
     "models": [{"name": "simulated"}],
 }
 _LINK = re.compile(r"obatch://\S+")
@@ -205,7 +208,7 @@ def run(directory: Path, count: int) -> int:
         whole = [f"{name}.*/summary.json" for name in dropped]
         fleet.until(lambda: all(any((fleet.spool / "outbox").glob(shape)) for shape in whole), "all jobs are done")
         fleet.show("status")
-        found = list(wrong(fleet.spool, dropped))
+        found = [*wrong(fleet.spool, dropped), *burn_in(fleet)]
     finally:
         fleet.stop()
     if found:

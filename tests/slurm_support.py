@@ -17,7 +17,7 @@ HERE_S = 60.0
 # Its nodes are one machine, and so each has the stand-ins and loopback address of its own that a machine would have.
 _ON_A_NODE = """\
 #!/bin/bash
-export OBATCHD_GPUS=simulated:1 OBATCHD_GPUS_POLL_S=0.2 OBATCHD_LOG_LEVEL=debug OBATCHD_DRAIN_S=5
+export OBATCHD_GPUS=${{OBATCHD_GPUS:-simulated:1}} OBATCHD_GPUS_POLL_S=0.2 OBATCHD_LOG_LEVEL=debug OBATCHD_DRAIN_S=5
 export OBATCHD_SERVERS_LISTEN=127.0.0.$((10 + ${{SLURMD_NODENAME#node}})) OBATCHD_SIMULATOR='{simulator}'
 exec {obatchd} "$@"
 """

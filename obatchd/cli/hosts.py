@@ -48,9 +48,9 @@ def _list(document: Document) -> list[str]:
     if door is None:
         return ["Hosts cannot join: [cluster] listen is empty. Set it to an IP address of this host with a port."]
     lines = [clean(door["problem"])] if door["problem"] else []
-    if not hosts:
+    if not hosts and not lines:
         lines.append(f"No hosts yet. They join at {door['address']}: obatchctl hosts code makes a link for one.")
-    else:
+    elif hosts:
         rows = [
             (
                 host["name"], host["state"], str(host["gpus"] or NOTHING), f"{host['ready']}/{host['servers']}",

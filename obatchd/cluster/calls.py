@@ -22,6 +22,7 @@ from obatchd.errors import ClusterError, NotFoundError, ObatchError, ServerError
 
 _log = log.get(__name__)
 _MOST_OPEN = 1000  # calls of the other side that have no answer yet; one that has more is out of its mind
+_ROOM_S = 0.05
 _NONE = msgspec.Raw(messages.encode(None))
 T = TypeVar("T")
 Desk = object
@@ -33,6 +34,8 @@ class Speaker(Protocol):
     peer: str
 
     def say(self, message: object) -> bool: ...
+    @property
+    def is_full(self) -> bool: ...
 
 
 @attrs.define(eq=False)
@@ -161,4 +164,6 @@ class Answering:
             return msgspec.Raw(messages.encode(await answer))
         async for part in answer:
             self._speaker.say(messages.Part(call.id, msgspec.Raw(messages.encode(part))))
+            while self._speaker.is_full:  # a log or a journal may be longer than the way is fast
+                await asyncio.sleep(_ROOM_S)
         return _NONE

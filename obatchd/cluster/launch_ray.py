@@ -43,7 +43,6 @@ _PASS_S = 2.0  # from one look at all nodes to the next
 _LOOK_S = 5.0  # for the answers of all actors
 _START_S = 60.0  # an actor that has not answered for so long since it was made is told of
 _STOP_S = 40.0  # NodeAgent.stop takes 30 s at most
-_CPUS = 0.01  # a process that waits; but never 0, which Ray would place on nodes that are taken away
 
 
 @attrs.define(eq=False)
@@ -101,7 +100,16 @@ class Actor:
     node: Node
     handle: Any
     since_s: float = attrs.field(factory=time.monotonic, init=False)  # of its start, or since it answered last
-    asked: bool = False  # for a code
+    _asked: Any = attrs.field(default=None, init=False)  # what it was asked, and has not answered yet
+
+    def asked(self) -> Any:
+        """The question how its host is; one that it does not answer is not asked again."""
+        if self._asked is None:
+            self._asked = self.handle.look.remote()
+        return self._asked
+
+    def answered(self) -> None:
+        self._asked, self.since_s = None, time.monotonic()
 
 
 class Cluster:
@@ -171,7 +179,7 @@ class Cluster:
             lifetime="detached",
             get_if_exists=True,
             max_restarts=0,  # one that died is made anew by the launcher, which alone decides what there is
-            num_cpus=_CPUS,
+            num_cpus=0,  # a process that waits; and nodes may have none for Ray
             num_gpus=node.gpus,
             scheduling_strategy=self._affinity(node.id, soft=False),
         ).remote(self._head, node.name)
@@ -223,7 +231,6 @@ class Launcher:
         for node, link in codes.items():
             if (actor := self._actors.get(node)) is not None:
                 actor.handle.enrol.remote(link)
-                actor.asked = False
         looks = self._look() if orders.wanted else {}
         self._died = {id: why for id, why in self._died.items() if id not in looks or looks[id].state == "none"}
         told = news(nodes, looks, self._died | wanted.refused)
@@ -251,20 +258,20 @@ class Launcher:
     def _look(self) -> dict[str, NodeNews]:
         """Ask all actors; those that need a code get one from the daemon."""
         actors = list(self._actors.values())
-        answers = self._ray.call([actor.handle.look.remote() for actor in actors]) if actors else []
+        answers = self._ray.call([actor.asked() for actor in actors]) if actors else []
         looks = {}
         for actor, answer in zip(actors, answers, strict=True):
             node = actor.node
             state, reason, needs = self._judged(actor, answer)
             looks[node.id] = NodeNews(node.id, node.name, node.address, node.gpus, state, reason)
-            if needs and not actor.asked:
-                actor.asked = True
+            if needs:
                 self._mailbox.say(Asked(node.id, node.name))
         return looks
 
     def _judged(self, actor: Actor, answer: Any) -> tuple[Any, str, bool]:
+        if answer is not None:
+            actor.answered()
         if isinstance(answer, tuple):
-            actor.since_s = time.monotonic()
             return answer
         if answer is not None:
             self._died[actor.node.id] = reason = f"its actor ended: {_first_line(answer)}"
@@ -290,7 +297,10 @@ def main() -> None:
         words = f"Ray is not installed for {sys.executable}: pip install 'obatchd[ray]' on the head and on all nodes"
         mailbox.say(Trouble(words))
     except ConnectionError as error:
-        mailbox.say(Trouble(_first_line(error)))
+        hint = (
+            "" if os.environ.get("RAY_AUTH_MODE") else " (where it asks for a token, obatchd needs RAY_AUTH_MODE=token)"
+        )
+        mailbox.say(Trouble(f"{_first_line(error)}{hint}"))
     except Exception as error:
         mailbox.say(Trouble(f"{type(error).__name__}: {_first_line(error)}"))
         raise

@@ -59,7 +59,7 @@ class Seen(msgspec.Struct, tag="seen", frozen=True):
 
 
 class Asked(msgspec.Struct, tag="asked", frozen=True):
-    """The host on this node has no credential, or one that the head does not take any more."""
+    """The host on this node has no credential; said again until it has."""
 
     node: str
     name: str

@@ -68,6 +68,7 @@ class Session(Generic[M]):
     _decoder: msgspec.msgpack.Decoder[Any]
     _heard: Heard[M]
     _desks: Mapping[str, Desk] = attrs.field(factory=dict)
+    rules_broken: bool = attrs.field(default=False, init=False)  # by the other side, and the session ended by that
     began_s: float = attrs.field(factory=time.monotonic, init=False)
     _queue: deque[wire.Piece] = attrs.field(factory=deque, init=False)
     _queued_bytes: int = attrs.field(default=0, init=False)
@@ -190,8 +191,10 @@ class Session(Generic[M]):
         except ConnectionError as error:
             self.end(f"the connection broke: {log.reason(error)}")
         except ClusterError as error:
+            self.rules_broken = True
             self.end(error.message)
         except msgspec.MsgspecError as error:
+            self.rules_broken = True
             self.end(f"a message that is none: {error}")
         except Exception as error:  # noqa: BLE001 - logged; the session ends, and another one begins
             self._defect(error)

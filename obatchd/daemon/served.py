@@ -28,7 +28,7 @@ class ServedModels:
     _meters: EnergyMeters  # of this machine
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
-        if (server := self._fleet.all.get(server_id)) is None:  # it went with its host
+        if (server := self._fleet.find(server_id)) is None:  # it went with its host
             raise ServerError(f"server {server_id} is not there any more", code="not_ready")
         return (await self._keeper.ensure_on(server, model)).capabilities
 
@@ -45,27 +45,27 @@ class ServedModels:
         return excerpt(ModelFacts, info, digests=digests if len(set(digests.values())) > 1 else UNSET)
 
     def digest_on(self, server_id: str, model: str) -> str:
-        server = self._fleet.all.get(server_id)
+        server = self._fleet.find(server_id)
         info = self._keeper.info(model, server) if server else None
         return info.digest if info else ""
 
     def server_version(self, server_id: str) -> str | None:
-        server = self._fleet.all.get(server_id)
+        server = self._fleet.find(server_id)
         return server.version or None if server else None
 
     def gpus_per_slot(self, server_id: str) -> float:
-        server = self._fleet.all.get(server_id)
+        server = self._fleet.find(server_id)
         return len(server.gpus) / max(server.slots, 1) if server else 0.0
 
     def energy(self, server_id: str) -> EnergyReading | None:
-        server = self._fleet.all.get(server_id)
+        server = self._fleet.find(server_id)
         if server is None or self._beside(server):
             return None
         metered = self._meters_of(server).of([gpu.uuid for gpu in server.gpus])
         return EnergyReading(*metered) if metered else None
 
     def why_no_energy(self, server_id: str) -> str:
-        server = self._fleet.all.get(server_id)
+        server = self._fleet.find(server_id)
         if server is None:
             return "the server is not there any more"
         if not server.gpus:

@@ -70,6 +70,10 @@ class Fleet:
         """The servers of this machine and those of joined hosts, by id."""
         return {**self.servers, **self.guests} if self.guests else self.servers
 
+    def find(self, server_id: str) -> ServerFace | None:
+        """A server of this machine or of a joined host; None: it is not there, or not any more."""
+        return self.servers.get(server_id) or self.guests.get(server_id)
+
     @property
     def _settings(self) -> Settings:
         return self._current.value

@@ -9,6 +9,7 @@ import pytest
 from cluster_plan import WEIGHTS, make_plan
 from cluster_storm import CONFIG, SIMULATOR, ClusterStorm
 from cluster_support import make_fleet
+from daemon_support import wait_for
 
 SEED = int(os.environ.get("OBATCHD_TEST_SEED", "7"))
 
@@ -29,4 +30,4 @@ def test_a_storm_over_hosts_loses_and_doubles_nothing(tmp_path: Path) -> None:
         print("", *(f"{name}: {value}" for name, value in storm.rows()), sep="\n")
         assert storm.violations == []
         assert [host.stop() for host in fleet.hosts] == [0, 0]
-        assert not any(host.left() for host in fleet.hosts)
+        wait_for(lambda: not any(host.left() for host in fleet.hosts), 10, "nothing of a host is left")

@@ -77,6 +77,25 @@ async def kept(work: Callable[[socket.socket], object], parent: Watched, **how: 
 
 
 @pytest.mark.parametrize("work", [echo, echo_with_a_loop])
+async def test_a_child_that_is_paused_waits_and_loses_nothing(work: Callable[[socket.socket], object]) -> None:
+    async with kept(work, Watched()) as parent:
+        child = parent.children[0]
+        child.pause()
+        for number in range(40):
+            child.send([number, "x" * 2**20])
+        child.send("last")
+        await asyncio.sleep(0.3)
+        heard = len(parent.said)
+        assert heard <= 1  # one may have been on its way
+        child.resume()
+        await wait_for(lambda: parent.said[-1:] == ["last"])
+        assert [said[0] for said in parent.said[:-1]] == list(range(40))
+        child.pause()
+        child.kill()  # and its end is heard all the same
+        await wait_for(lambda: bool(parent.ends))
+
+
+@pytest.mark.parametrize("work", [echo, echo_with_a_loop])
 async def test_messages_of_any_size_go_both_ways(work: Callable[[socket.socket], object]) -> None:
     messages: list[Any] = [b"", "short", {"a": [1, 2.5, None]}, b"x" * 5_000_000, *range(1000)]
     async with kept(work, Watched()) as parent:

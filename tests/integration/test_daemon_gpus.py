@@ -5,7 +5,9 @@ Starting a daemon takes longer than what is looked at, so each of them is shown 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from typing import Any
 import pytest
 from daemon_support import Daemon, prompts, wait_for
 
+from obatchd.gpus.model import Gpu
+from obatchd.servers.claims import GpuClaims
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 Start = Callable[..., Daemon]
@@ -44,6 +48,18 @@ def health(d: Daemon) -> list[str]:
 
 def reasons(d: Daemon) -> str:
     return "\n".join(d.status()["reasons"])
+
+
+async def test_a_gpu_that_another_obatchd_of_the_machine_has_is_not_taken(make_daemon: Start) -> None:
+    d = make_daemon({"gpus": GPUS}).start().ready()
+    card = uuid(d, 1)
+    d.stop()
+    claims = GpuClaims(d.spool / "work")
+    await claims.take([Gpu(card, "", 1, "", None, "550.1-simulated")])
+    assert await asyncio.to_thread(d.launch().wait, 60) == 1
+    assert f"{card}) is in use by another obatchd of this machine (pid {os.getpid()}, user" in d.log()
+    assert str(d.spool / "work") in d.log().splitlines()[-1]
+    await claims.release()
 
 
 def test_gpus_are_taken_out_until_none_is_left_and_come_back_by_release(

@@ -17,7 +17,7 @@ import toml
 from daemon_support import BIN, alive, digest
 from head_stand_in import CREDENTIAL, SECRET, WAIT_S, Came, StandInHead, until
 
-from obatchd.cluster.messages import KillWorker, Refused, Terms
+from obatchd.cluster.messages import Busy, KillWorker, Refused, Terms
 from obatchd.jobs.model import Profile
 from obatchd.servers.claims import GpuClaims
 from obatchd.servers.sweep import marked, sweep
@@ -118,6 +118,47 @@ async def test_a_host_comes_serves_and_ends(host: Machine, head: StandInHead) ->
     assert came.host.leaving
     await until(lambda: bool(came.over), "the session ends")
     assert not marked(host.instance)
+
+
+async def test_a_host_that_is_stopped_waits_for_answers_but_not_at_a_second_signal(
+    host: Machine, head: StandInHead
+) -> None:
+    process = host.launch()
+    came = await _ready(head)
+    came.session.say(Busy("gpu0", True))
+    await came.load("gpu1", _TINY)  # and so it has heard that
+    process.send_signal(signal.SIGTERM)
+    await until(lambda: came.host is not None and bool(came.host.leaving), "it says that it leaves")
+    assert process.poll() is None and not came.over
+    came.session.say(Busy("gpu0", False))
+    assert await host.exit_code() == 0
+    process = host.launch()
+    again = await head.next(lambda new: new is not came and len(new.servers) == 2)
+    await again.ready(2)
+    again.session.say(Busy("gpu0", True))
+    await again.load("gpu1", _TINY)
+    process.send_signal(signal.SIGTERM)
+    await until(lambda: again.host is not None and bool(again.host.leaving), "it says that it leaves")
+    process.send_signal(signal.SIGTERM)
+    assert await host.exit_code() == 0
+    assert "host_drain_skipped" in host.log
+
+
+async def test_settings_are_read_again_and_those_of_the_head_count_at_once(host: Machine, head: StandInHead) -> None:
+    process = host.launch()
+    came = await _ready(head)
+    came.session.say(
+        Terms({"servers": {"slots": 3}, "": {"context_length": 4096}, "gpu_health": {"repeats": 9}}, 3600.0)
+    )
+    await until(lambda: came.host is not None and any("servers.slots" in words for words in came.host.notices), "told")
+    assert "changed=gpu_health.repeats needs_restart=servers.slots" in host.log
+    host.write(head, drain_s=1, log_level="info")
+    process.send_signal(signal.SIGHUP)
+    await until(lambda: "changed=drain_s,log_level" in host.log, "the file is read again")
+    host.write(head, drain_s=-1)
+    process.send_signal(signal.SIGHUP)
+    await until(lambda: "reload_refused" in host.log, "a bad file is refused")
+    assert process.poll() is None
 
 
 async def test_servers_and_models_stay_while_the_head_is_away(host: Machine, head: StandInHead) -> None:

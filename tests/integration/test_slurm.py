@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 import slurm_here
-from daemon_support import prompts, wait_for
+from daemon_support import BIN, Job, jsonl, prompts, wait_for
+from port_support import free_ports
 from slurm_support import HERE_S, Cluster
 
 pytestmark = [
@@ -105,3 +106,26 @@ def test_apart_each_node_comes_back_alone(cluster):
     cluster.slurm.call("scontrol", "requeue", f"{job}_1")
     wait_for(lambda: len(cluster.here()) == 1, 60, "one is gone")
     wait_for(lambda: len(cluster.here()) == 2, 60, "it is back")
+
+
+def test_a_head_in_the_job_works_its_spool_off_and_ends_with_it(cluster, tmp_path):
+    spool, file = tmp_path / "spool", tmp_path / "head.sbatch"
+    (tmp_path / "head.toml").write_text('model = "tiny"\ndrain_s = 5\n[servers]\nslots = 4\nstagger_s = 0\n')
+    told = cluster.head.control(
+        "cluster", "slurm", "-N", "2", "--gres=gpu:1", "--time", "1h", "--with-head", "--head-spool", spool,
+        "--head-config", tmp_path / "head.toml", "--obatchd", cluster.program, "--directory", cluster.hosts_directory,
+        "--port", str(free_ports(1)), "-o", file,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    cluster.program.with_name("obatchctl").symlink_to(BIN / "obatchctl")
+    job = cluster.submit(file)
+    wait_for((spool / "inbox").is_dir, 60, "the head has its spool")
+    asked = prompts(100)
+    (tmp_path / "few.jsonl").write_bytes(jsonl(asked))
+    (tmp_path / "few.jsonl").rename(spool / "inbox" / "few.jsonl")
+    done = Job(wait_for(lambda: list(spool.glob("outbox/few.*/summary.json")), 120, "the answers are there")[0].parent)
+    done.check(asked)
+    assert {str(result["server"]).partition(".")[0] for result in done.results} == {"node1", "node2"}
+    cluster.slurm.call("scancel", job)
+    wait_for(lambda: not cluster.slurm.call("squeue", "--noheader"), 60, "it is over")
+    assert "event=stopped exit_code=0" in cluster.logs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_facts_survive_and_are_found_by_their_beginning(tmp_path: Path) -> None:
     assert again.get("port/gpu0") == "20000" and again.starting_with("gpu/") == {"gpu/GPU-1": "{}"}
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_facts_may_be_set_by_several_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    facts = FileFacts(tmp_path / "facts.json")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: facts.set(f"port/gpu{number}", str(number)), range(40)))
+    assert len(FileFacts(tmp_path / "facts.json").starting_with("port/")) == 40 and not caplog.text
 
 
 def test_damaged_facts_are_set_aside_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -200,3 +200,45 @@ async def test_gpus_may_be_named_by_their_hosts(made: Made) -> None:
             await cluster.head.start({"duration": "3s", **wrong})
     with pytest.raises(NotFoundError):
         await cluster.head.report("1999")
+
+
+async def test_a_head_says_what_to_type_where_nothing_can_be_burnt_in(made: Made) -> None:
+    cluster = await made(node01=1).begin()
+    with pytest.raises(ConfigError, match="--hosts all burns in those of the hosts that joined"):
+        await cluster.head.start(QUICK)
+    alone = await made().begin()
+    with pytest.raises(ConfigError, match="no host has joined yet"):
+        await alone.head.start(ALL)
+
+
+async def test_a_lost_host_that_comes_back_in_the_middle_of_its_part_is_heard_to_the_end(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "LOST_S", 0.3)
+    cluster = await made(node01=1, node02=1).begin()
+    cluster.machines["node01"].bench.servers["gpu0"].defect = True  # its part fails at once
+    await cluster.head.start({**ALL, "duration": "6s"})
+    await asyncio.sleep(0.5)
+    await cluster.machines["node02"].go()
+    status = await cluster.over()
+    assert [host.state for host in status.hosts or ()] == ["failed", "lost"] and status.state == "failed"
+    assert "KeyError" in (status.hosts or [])[0].reason
+    await cluster.machines["node02"].come()
+    assert cluster.machines["node02"].runs.active is not None
+    async with asyncio.timeout(40):
+        while [host.state for host in (await cluster.head.status()).hosts or ()] != ["failed", "completed"]:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_host_that_tells_what_is_no_record_keeps_no_run_open(made: Made) -> None:
+    cluster = await made(node01=1, node02=1).begin()
+    run = (await cluster.head.start(ALL)).run
+    await cluster.until_loading()
+    copy = cluster.directory / "head" / run / "node02.jsonl"
+    with copy.open("ab") as file:  # as a head's crash, or a full disk, leaves it
+        file.write(b'{"type": "bucket", "torn')
+    await cluster.restart_head()
+    status = await cluster.over()
+    assert [host.state for host in status.hosts or ()] == ["completed", "completed"]
+    told = journal.read(copy)
+    assert told == await cluster.machines["node02"].runs.records(run)

@@ -39,7 +39,7 @@ class Hosts:
             server.state = ServerState.READY
         self.stores = {server.base_url: stores[server.address] for server in servers}
         by_id = {server.id: server for server in servers}
-        self.fleet: Any = SimpleNamespace(servers=by_id, all=by_id)
+        self.fleet: Any = SimpleNamespace(servers=by_id, all=by_id, find=by_id.get)
         self.keeper = ModelKeeper(in_force(), self.fleet)
         self.meters = EnergyMeters()
         self.served = ServedModels(self.keeper, self.fleet, self.meters)

@@ -183,6 +183,17 @@ async def test_a_host_that_runs_with_a_credential_of_an_earlier_life_gets_a_code
     await bench.until(lambda: bench.heard("link"), "a code")
 
 
+async def test_a_forgotten_host_gets_no_code_when_it_asks_at_once(bench: Bench) -> None:
+    bench.keeper()
+    kept = bench.root / "cluster" / "ray.json"
+    await bench.until(lambda: kept.exists() and "node1" in kept.read_text(), "it has joined")
+    bench.plan({**HERE, "asked": ["node1"]})
+    bench.admission.joined = set()
+    await bench.until(lambda: bench.heard("let_go")[-1]["let_go"] == ["node1"], "let go")
+    await bench.until_said_again()
+    assert not bench.heard("link")
+
+
 async def test_a_code_that_cannot_be_made_harms_nobody(bench: Bench) -> None:
     bench.admission.joined, bench.admission.refuses = set(), True
     keeper = bench.keeper()

@@ -29,7 +29,7 @@ async def head() -> AsyncIterator[HeadRig]:
 
 
 def fleet(head: HeadRig) -> Fleet:
-    return cast(Fleet, SimpleNamespace(servers={}, guests=head.guests, all=head.guests))
+    return cast(Fleet, SimpleNamespace(guests=head.guests, all=head.guests, find=head.guests.get))
 
 
 class Keeper:

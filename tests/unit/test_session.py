@@ -111,6 +111,35 @@ async def test_answers_in_parts_and_their_end() -> None:
         assert got == [0, 1, 2]
 
 
+class Flood:
+    """A desk whose answer is longer than any way is fast."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    async def flow(self) -> AsyncGenerator[bytes, None]:
+        for _ in range(100):
+            self.given += 1
+            yield b"x" * 2**20
+
+
+async def test_an_answer_in_parts_waits_for_room() -> None:
+    flood = Flood()
+    head, host = sessions(Kept(), Kept(), of_host={"flood": flood})
+    ends = [asyncio.create_task(session.run()) for session in (head, host)]
+    stream = head.stream("flood.flow", bytes)
+    assert await anext(stream) == b"x" * 2**20
+    host._socket.blocked.clear()  # type: ignore[attr-defined]  # a MemorySocket
+    await until(lambda: host.is_full)
+    given = flood.given
+    await asyncio.sleep(0.2)
+    assert flood.given <= given + 1 < 100
+    host._socket.blocked.set()  # type: ignore[attr-defined]
+    assert len([part async for part in stream]) == 99
+    head.end("over")
+    await asyncio.gather(*ends)
+
+
 async def test_a_call_that_nobody_waits_for_is_cancelled_on_the_other_side() -> None:
     desk = Servers()
     head, host = sessions(Kept(), Kept(), of_host={"servers": desk})

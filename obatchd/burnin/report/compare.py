@@ -68,9 +68,9 @@ def by_host(report: BurninReport) -> list[BurninReport]:
 
 
 def slower_hosts(reports: Sequence[BurninReport]) -> list[str]:
-    """The reports whose GPUs are slower together than those of the others, in words; of runs in the same kinds."""
+    """The reports whose GPUs, two at least, are slower together than those of the others, in words."""
     rows = [members for members in _rows(reports, []).values() if len(members) > 1]
-    return [text for members in rows for text in _hosts(members, reports[members[0].report].plan.limits)[0]]
+    return [text for members in rows for text in _hosts(members, reports[members[0].report].plan.limits, 2)[0]]
 
 
 def _rows(reports: Sequence[BurninReport], left_out: list[str]) -> dict[_Kind, list[ComparedGpu]]:
@@ -203,8 +203,11 @@ def _judgement(row: ComparedGpu, limits: Limits) -> str:
     return f"{word}: {slower:.1f} % slower" + ("" if name == "tokens" else f" ({_NAMES.get(name, name)})")
 
 
-def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]:
-    """Whole reports that are slower than the others together, in words, and whether one is so slow that it fails."""
+def _hosts(members: list[ComparedGpu], limits: Limits, least_gpus: int = 1) -> tuple[list[str], bool]:
+    """Whole reports that are slower than the others together, in words, and whether one is so slow that it fails.
+
+    One with fewer GPUs than ``least_gpus`` is only what others are compared with.
+    """
     reports = [list(rows) for _, rows in itertools.groupby(members, key=lambda row: row.report)]
     found: dict[int, tuple[float, str]] = {}  # by place of the report: how much slower, and in what
     for name in dict.fromkeys(name for row in members for name in _speeds(row)):
@@ -212,7 +215,9 @@ def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]
         medians = {place: statistics.median(each) for place, each in enumerate(speeds) if each}
         for place, median in medians.items():
             slower = 100 * (1 - median / max(medians.values()))
-            if slower > max(limits.slower_warn_percent, found.get(place, (0.0, ""))[0]):
+            if len(reports[place]) >= least_gpus and slower > max(
+                limits.slower_warn_percent, found.get(place, (0.0, ""))[0]
+            ):
                 found[place] = slower, "" if name[0] == "tokens" else f" in {_NAMES.get(name[0], name[0])}"
     words = [
         f"{reports[place][0].hostname} {reports[place][0].run} as a whole is {slower:.1f} % slower than the "

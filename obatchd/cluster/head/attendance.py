@@ -77,6 +77,7 @@ class Attendance:
             return
         self._over = True
         self.session.end(reason)
+        self.code = self.code or ("bad_frame" if self.session.rules_broken else "")
         if self.host.session is self.session:
             self.host.lost(reason, self.code)
             if self.code:

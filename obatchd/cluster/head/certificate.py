@@ -13,13 +13,10 @@ from pathlib import Path
 
 from obatchd.cluster.host.files import read_file, write_file
 from obatchd.errors import ClusterError, ConfigError
+from obatchd.installation import lacks
 
 _NAME = "certificate.pem"  # with its key: one file is whole or is not there
 _BEGIN, _END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
-_NO_LIBRARY = (
-    "listen in [cluster] needs a certificate, and the library that makes one is not installed. Type:  "
-    "pip install 'obatchd[cluster]'   in the environment of obatchd, or leave listen empty"
-)
 
 
 class HeadCertificate:
@@ -66,7 +63,8 @@ def _made() -> bytes:
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
-        raise ConfigError(_NO_LIBRARY, code="no_cryptography") from None
+        words = lacks("cryptography", "listen in [cluster], for the certificate by which hosts know the head,")
+        raise ConfigError(f"{words}   or leave listen empty", code="no_cryptography") from None
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "obatchd head")])
     signed = (

@@ -191,7 +191,7 @@ class Launcher:
                         words = message.words
                     case Cleared():
                         return "", True
-                    case Asked():
+                    case Asked() if not self._is_forgotten(message.node):
                         self._invite(message.node, message.name)
                     case Seen():
                         await self._look_at(message)
@@ -222,6 +222,12 @@ class Launcher:
             self._order(True)
         for node in strangers(seen.nodes, joined, let_go):
             self._invite(node.id, node.name)
+
+    def _is_forgotten(self, node: str) -> bool:
+        """Also one whose host was forgotten a moment ago: it has seen that its credential is good for nothing."""
+        assert self._kept is not None
+        joined = self._kept.joined.get(node)
+        return node in self._kept.let_go or (joined is not None and joined not in self._admission.names())
 
     def _invite(self, node: str, name: str) -> None:
         if node not in self._inviting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ class FileFacts:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._facts: dict[str, str] = {}
+        self._writing = threading.Lock()  # records of GPUs are written by a thread of their own
         try:
             self._facts = msgspec.json.decode(read_file(path), type=dict[str, str])
         except FileNotFoundError:
@@ -37,10 +39,11 @@ class FileFacts:
 
     def set(self, key: str, value: str) -> None:
         """Keep a fact; where the disk refuses, in memory alone, which is told in the log."""
-        if self._facts.get(key) == value:
-            return
-        self._facts[key] = value
-        try:
-            write_file(self._path, msgspec.json.format(msgspec.json.encode(self._facts), indent=1))
-        except OSError as error:
-            _log.warning("host_file_not_written", path=self._path, reason=log.reason(error))
+        with self._writing:
+            if self._facts.get(key) == value:
+                return
+            self._facts[key] = value
+            try:
+                write_file(self._path, msgspec.json.format(msgspec.json.encode(self._facts), indent=1))
+            except OSError as error:
+                _log.warning("host_file_not_written", path=self._path, reason=log.reason(error))

@@ -16,7 +16,7 @@ from obatchd.cluster.host.directory import HostDirectory, default_name, machine
 from obatchd.cluster.host.files import read_file, write_file
 from obatchd.cluster.host.way import HeadPlace
 from obatchd.cluster.links import Link
-from obatchd.errors import ClusterError, ConfigError
+from obatchd.errors import ClusterError, ConfigError, HostError
 from obatchd.settings.tables.cluster import ClusterSettings
 
 _log = log.get(__name__)
@@ -105,8 +105,12 @@ async def _joined(
                 _log.warning("head_away", head=member.head, reason=error.message)
         await asyncio.sleep(_AGAIN_S[min(tries, len(_AGAIN_S) - 1)])
         tries += 1
-    write_file(directory.credential_file, f"{joined.credential}\n".encode())
-    write_file(directory.membership_file, _encode(member))
+    try:
+        write_file(directory.credential_file, f"{joined.credential}\n".encode())
+        write_file(directory.membership_file, _encode(member))
+    except OSError as error:
+        words = f"{directory.root} does not take the credential of this host: {log.reason(error)}. Make room there"
+        raise HostError(f"{words}, or name another directory with --dir.") from None
     _log.info("host_enrolled", host=member.name, head=member.head)
     return member
 

@@ -50,6 +50,8 @@ def parts(wanted: Asked, hosts: Mapping[str, JoinedHost], own: Sequence[Unit]) -
 
 def _hosts(wanted: Asked, hosts: Mapping[str, JoinedHost]) -> list[JoinedHost]:
     """Those named; without names, those whose GPUs are named."""
+    if wanted.hosts and not hosts:
+        raise ConfigError("no host has joined yet; the code for one:  obatchctl hosts code", code="usage")
     if wanted.hosts == [ALL]:
         return [host for host in hosts.values() if host.state != "leaving"]
     if unknown := [name for name in wanted.hosts if name not in hosts]:

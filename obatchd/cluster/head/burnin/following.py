@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from obatchd import log
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Bucket, Ended, Record
@@ -18,7 +20,7 @@ from obatchd.cluster.session import Session
 from obatchd.errors import NotFoundError, ObatchError, ServerError
 
 _log = log.get(__name__)
-_ANSWER_S = 30.0  # longest wait for an answer of a host
+_ANSWER_S = 15.0  # longest wait for an answer of a host
 BEGIN_S = 60.0  # a host that has been away for so long takes no part
 LOST_S = 600.0  # nobody waits longer for a host that is away when all others are over
 STOPPED_S = 20.0  # the same, once the run was stopped
@@ -56,8 +58,13 @@ class Following:
 
     @property
     def is_over(self) -> bool:
-        """Whether no host has anything more to tell, or is waited for."""
+        """Whether no host is waited for."""
         return all(part.is_final for part in self.run.parts)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether no host has anything more to tell, not even one that was lost."""
+        return all(part.state in ("over", "not_begun") for part in self.run.parts)
 
     def told(self) -> object:
         """Another value whenever a host has told more; None while the head's own machine tells more all along."""
@@ -84,7 +91,13 @@ class Following:
             part.loads = active.present_loads
             if self.run.stopped:
                 active.stop(self.run.stopped)
-        elif journal.ended(await self._local.records(self.run.run)) is not None:
+            return
+        try:
+            over = journal.ended(await self._local.records(self.run.run)) is not None
+        except ObatchError as error:
+            self._is(part, "lost", error.message, _AGAIN)
+            return
+        if over:
             self._is(part, "over")
 
     async def _look_at(self, part: Part) -> None:
@@ -111,6 +124,11 @@ class Following:
                 self._is(part, "lost", f"{part.host} knows nothing of the run any more: {error.message}", _AGAIN)
         except ObatchError as error:
             self._refused(part, error)
+        except OSError as error:
+            del self._lines[part.host]  # what of it was written is looked at again
+            _log.error("burnin_not_written", run=self.run.run, reason=log.reason(error))
+        except msgspec.MsgspecError as error:
+            host.session.end(f"its answer about a burn-in is none: {error}")
         else:
             self._heard_s[part.host] = time.monotonic()
             self._is(part, "over" if over else "begun")

@@ -11,10 +11,10 @@ from typing import Any
 
 from obatchd import __version__, log
 from obatchd.burnin.journal.records import Ended
-from obatchd.burnin.report import report
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.manager import Burnin, as_asked, new_run
 from obatchd.burnin.run.plan import Asked
+from obatchd.burnin.verdict.verdict import Result
 from obatchd.cluster.head.burnin.choosing import parts
 from obatchd.cluster.head.burnin.files import HostsRun, Part, RunFiles
 from obatchd.cluster.head.burnin.following import Following
@@ -94,7 +94,7 @@ class HostsBurnin:
             if following is not self._following:
                 return
             await self._note(following)
-            if following.run.ended_s is not None and not any(part.state == "lost" for part in following.run.parts):
+            if following.run.ended_s is not None and following.is_told:
                 return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -105,17 +105,24 @@ class HostsBurnin:
         """Write down what has changed, and the verdict once nothing more is waited for."""
         run, told = following.run, following.told()
         if following.is_over and (run.ended_s is None or told != self._told):
-            document = await self._telling.report(run, told)
-            states = {host.state for host in document.hosts or ()}
-            first = run.ended_s is None
+            first, self._told = run.ended_s is None, told
+            try:
+                await self._judge(run)
+            except Exception:  # noqa: BLE001 - a defect, or what a host tells, must not keep the run open for ever
+                _log.exception("burnin_failed", run=run.run)
+                run.state, run.verdict = "failed", Result.INCONCLUSIVE.value
             run.ended_s = run.ended_s or time.time()
-            run.state = "stopped" if run.stopped else "completed" if "completed" in states else "failed"
-            run.verdict, self._told = document.verdict, told
-            run.verdicts = {f"{gpu.host or ''}/{gpu.uuid}": gpu.verdict for gpu in document.gpus}
             if first:
                 _log.info("burnin_ended", run=run.run, reason=run.state, verdict=run.verdict)
                 self._announcer.announce(BurninFinished(run.run, run.verdict))
         await self._save(run)
+
+    async def _judge(self, run: HostsRun) -> None:
+        document = await self._telling.report(run)
+        states = {host.state for host in document.hosts or ()}
+        run.state = "stopped" if run.stopped else "completed" if "completed" in states else "failed"
+        run.verdict = document.verdict
+        run.verdicts = {f"{gpu.host or ''}/{gpu.uuid}": gpu.verdict for gpu in document.gpus}
 
     async def _save(self, run: HostsRun) -> None:
         data = self._files.encoded(run)
@@ -161,6 +168,9 @@ class HostsBurnin:
             raise ControlError(words, code="busy")
         own = self._local.units(wanted) if self._local.has_gpus else []
         chosen = parts(wanted, self._hosts, own)
+        if not chosen and self._hosts and not own:
+            words = "there is no GPU with a server on this machine; --hosts all burns in those of the hosts that joined"
+            raise ConfigError(words, code="no_gpu")
         if not chosen:
             return await self._local.start(asked)
         if self._local.active is not None and any(not part.host for part in chosen):
@@ -196,7 +206,7 @@ class HostsBurnin:
         deadline_s = time.monotonic() + _CLOSE_S
         while active.run.ended_s is None and time.monotonic() < deadline_s:
             await asyncio.sleep(self._look_s / 10)
-        return report.head(await self._telling.report(active.run, active.told()))
+        return await self._telling.head(active.run, active.told())
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -213,13 +223,17 @@ class HostsBurnin:
         run = await self._meant("latest")
         if run is None:
             return await self._local.status()
-        head = report.head(await self._document(run))
-        return excerpt(BurninStatus, head, active=run.ended_s is None)
+        followed = self._following if self._following is not None and run is self._following.run else None
+        head = await self._telling.head(run, followed.told() if followed is not None else None)
+        status = excerpt(BurninStatus, head, active=run.ended_s is None)
+        if followed is not None and status.active:
+            status.elapsed_s = round(followed.elapsed_s, 1)
+        return status
 
     async def report(self, run: str) -> BurninReport:
         """The report of a run, by its id, the beginning of it, or ``latest``."""
         found = await self._meant(run)
-        return await (self._local.report(run) if found is None else self._document(found))
+        return await (self._local.report(run) if found is None else self._telling.report(found))
 
     async def series(self, run: str, points: int) -> BurninSeries:
         """How a run, named in the same way, went so far."""
@@ -237,10 +251,6 @@ class HostsBurnin:
             return listed(await self._run(run))
         except (ObatchError, OSError) as error:
             return ListedRun(run=run, state="damaged", end=str(error))
-
-    async def _document(self, run: HostsRun) -> BurninReport:
-        followed = self._following is not None and run is self._following.run
-        return await self._telling.report(run, self._following.told() if followed and self._following else None)
 
     async def _run(self, run: str) -> HostsRun:
         following = self._following
