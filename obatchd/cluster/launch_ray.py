@@ -297,7 +297,10 @@ def main() -> None:
         words = f"Ray is not installed for {sys.executable}: pip install 'obatchd[ray]' on the head and on all nodes"
         mailbox.say(Trouble(words))
     except ConnectionError as error:
-        mailbox.say(Trouble(_first_line(error)))
+        hint = (
+            "" if os.environ.get("RAY_AUTH_MODE") else " (where it asks for a token, obatchd needs RAY_AUTH_MODE=token)"
+        )
+        mailbox.say(Trouble(f"{_first_line(error)}{hint}"))
     except Exception as error:
         mailbox.say(Trouble(f"{type(error).__name__}: {_first_line(error)}"))
         raise

@@ -143,21 +143,28 @@ def test_a_ray_that_ends_and_begins_anew_does_not_harm_the_daemon(head: Head, ra
 
 
 def test_a_node_that_ray_takes_away_gives_back_its_work_first(head: Head, ray: RayHere) -> None:
-    drop, asked = work(head, 600, "drained")
+    drop, asked = work(head, 4000, "drained")
     wait_for(lambda: head.succeeded() > 50, 60, "work is under way")
     ray.drain(3)
     wait_for(lambda: ray.host(3) is None, 60, "its host has gone")
-    head.done(drop, 120).check(asked)
+    assert head.status()["queue"]["requests"], "there was still work"
+    job = head.done(drop, 180)
+    job.check(asked)
+    assert {result["attempts"] for result in job.results} == {1}
     assert head.hosts()[ray.name(3)]["state"] == "away"
-    ray.kill_raylet(3)  # Ray itself leaves that to whoever drains
+    wait_for(lambda: ray.raylet(3) is None, 60, "its node is free, and Ray has taken it")
 
 
 def test_a_forgotten_host_ends_until_its_raylet_is_started_again(head: Head, ray: RayHere) -> None:
     done = head.control("hosts", "forget", ray.name(2))
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: ray.host(2) is None, BACK_S, "its host has ended")
-    nodes = {node["name"]: node for node in engine(head)["nodes"]}
-    assert nodes[ray.name(2)]["state"] == "none" and "forgotten" in nodes[ray.name(2)]["reason"]
+
+    def is_free() -> bool:
+        nodes = {node["name"]: node for node in engine(head)["nodes"]}
+        return nodes[ray.name(2)]["state"] == "none" and "forgotten" in nodes[ray.name(2)]["reason"]
+
+    wait_for(is_free, 30, "its node says why it has none")
     ray.kill_raylet(2)
     ray.start_node(2)
     head.has_ready(NODES * GPUS, BACK_S)
