@@ -41,7 +41,7 @@ PARTS = ("ratios", "delay", "idle", "large")
 _IDLE_S = 30.0
 _QUESTIONS = 30
 CONFIG: dict[str, Any] = {
-    "log_level": "warning", "servers": {"slots": SLOTS, "stagger_s": 0.2}, "outbox": {"response_files": "never"},
+    "log_level": "info", "servers": {"slots": SLOTS, "stagger_s": 0.2}, "outbox": {"response_files": "never"},
 }  # fmt: skip
 _OF_HOSTS: dict[str, Any] = {"gpus": {"poll_s": 5}, "log_level": "warning"}
 _STAND_INS = {"service_s": {"kind": "fixed", "value": 0.05}, "chunk_s": 3600, "load_s": 0.05}

@@ -288,7 +288,6 @@ WORDS: Mapping[str, str] = {
     "hosts_burnin_started": "Burn-in {run} has begun on {hosts}: {profile}, {duration_s:duration}",
     "hosts_burnin_part": "Burn-in {run} on {host}: {state}",
     "crash_not_told": "A crash of server {server} could not be told to its host",
-    "siblings_not_heard": "",
     "burnin_preparing": "",
     "burnin_prepared": "",
     "burnin_context_refused": "",

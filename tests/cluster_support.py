@@ -41,6 +41,13 @@ class Head(Daemon):
         tables["gpus"] = {"use": "none", **tables.get("gpus", {})}
         super().__init__(root, tables, simulator)
 
+    def start(self, crash_at: str = "", **variables: str) -> Head:
+        """Start it and wait until it answers and its door is open."""
+        opened = len(self.events("host_door_open"))
+        super().start(crash_at, **variables)
+        wait_for(lambda: len(self.events("host_door_open")) > opened, 20, "the door is open")
+        return self
+
     def code(self, through: int = 0) -> str:
         """A new link with which a host joins; ``through`` is the port on this machine that leads to the door."""
         told = self.control("hosts", "code")

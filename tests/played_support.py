@@ -25,7 +25,6 @@ from obatchd.cluster.messages import Hello, HostNews, ServerNews, WorkerStarted
 from obatchd.cluster.session import Session, Socket
 from obatchd.dispatch import protocol
 from obatchd.documents.gpus import Gpus, KernelLogState
-from obatchd.errors import ClusterError
 from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile
 from obatchd.servers.stores.known import ModelInfo
@@ -122,6 +121,7 @@ class PlayedServer:
     waiting: list[tuple[int, int, protocol.OfferItem, str]] = attrs.field(factory=list)  # by rank, then in order
     running: dict[tuple[int, int], asyncio.TimerHandle] = attrs.field(factory=dict)
     got: int = 0
+    pinged: tuple[int, int] = (0, 0)  # offers that the head had sent at its latest ping, and those that had come then
     busy_s: float = 0.0  # of all slots
     spans: list[tuple[float, float]] = attrs.field(factory=list)  # of answers: begin and end on the monotonic clock
 
@@ -148,7 +148,8 @@ class PlayedServer:
             case protocol.Cancel() | protocol.CancelOne():
                 self._cancel(message)
             case protocol.Ping():
-                self.beat(message.offered)
+                self.pinged = (message.offered, self.got)
+                self.beat()
             case _:
                 pass
 
@@ -186,9 +187,23 @@ class PlayedServer:
         self.say(protocol.Results([result(item, model, asked, f"{self.host.name}.{self.id}", took_s)]))
         self._fill()
 
-    def beat(self, offered: int = 0) -> None:
+    def beat(self) -> None:
         held = len(self.waiting) + len(self.running)
-        self.say(protocol.Progress(1, len(self.running), 0.0, held, self.got, offered, self.got))
+        self.say(protocol.Progress(1, len(self.running), 0.0, held, self.got, *self.pinged))
+
+    def clear(self) -> None:
+        """Forget all that it holds."""
+        for timer in self.running.values():
+            timer.cancel()
+        self.running.clear()
+        self.waiting.clear()
+
+    def begin(self, channel: int) -> None:
+        """A worker of this server starts, and the one before is gone with what it held."""
+        self.clear()
+        self.got, self.pinged, self.channel = 0, (0, 0), channel
+        self.host.session.say(WorkerStarted(self.id, channel, 1))
+        self.say(protocol.Hello(1))
 
 
 def result(
@@ -225,16 +240,15 @@ class PlayedHost:
     ) -> None:
         self.name = name
         self.servers = {
-            f"gpu{number}": PlayedServer(
-                self, f"gpu{number}", _card(name, number), slots, service_s, channel=number + 1
-            )
+            f"gpu{number}": PlayedServer(self, f"gpu{number}", _card(name, number), slots, service_s)
             for number in range(gpus)
         }
         self.refused: messages.Refused | None = None
         self.accepted = asyncio.Event()
         self.session: Session[Any]
         self._hello = hello or {}
-        self._by_channel = {server.channel: server for server in self.servers.values()}
+        self._by_channel: dict[int, PlayedServer] = {}
+        self._latest = 0  # channel
 
     async def serve(self, socket: Socket) -> str:
         """One session, until it ends; why it did."""
@@ -246,10 +260,7 @@ class PlayedHost:
         finally:
             beats.cancel()
             for server in self.servers.values():
-                for timer in server.running.values():
-                    timer.cancel()
-                server.running.clear()
-                server.waiting.clear()
+                server.clear()
 
     def tell(self, server: PlayedServer) -> None:
         self.session.say(server.news())
@@ -266,23 +277,30 @@ class PlayedHost:
                 self._begin()
             case messages.Refused():
                 self.refused = message
+            case messages.KillWorker():
+                server = self._by_channel.pop(message.channel)
+                self.session.say(messages.WorkerEnded(message.channel, "was ended", 1.0))
+                self._start_worker(server)
             case _:
                 pass
 
     def _begin(self) -> None:
         for server in self.servers.values():
-            server.got = 0
             self.tell(server)
         self.session.say(HostNews(Gpus("ok", "", None, KernelLogState(None, ""), []), []))
+        self._by_channel.clear()
         for server in self.servers.values():
-            self.session.say(WorkerStarted(server.id, server.channel, 1))
-            server.say(protocol.Hello(1))
+            self._start_worker(server)
         self.accepted.set()
 
+    def _start_worker(self, server: PlayedServer) -> None:
+        self._latest += 1
+        self._by_channel[self._latest] = server
+        server.begin(self._latest)
+
     def frame(self, channel: int, data: bytes) -> None:
-        if (server := self._by_channel.get(channel)) is None:
-            raise ClusterError(f"nothing is at channel {channel}", code="bad_frame")
-        server.heard(protocol.to_worker.decode(data))
+        if (server := self._by_channel.get(channel)) is not None:  # else its worker is gone
+            server.heard(protocol.to_worker.decode(data))
 
     def drained(self) -> None:
         """It never holds anything back."""

@@ -14,8 +14,9 @@ from dispatch_support import SMALL
 from hosts_support import HeadRig, StandInHost, heads, host_news, server_news, until
 
 from obatchd.cluster import messages
-from obatchd.cluster.head import attendance
+from obatchd.cluster.head import attendance, trust
 from obatchd.dispatch import protocol
+from obatchd.errors import ClusterError
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
 
@@ -85,6 +86,16 @@ async def test_an_answer_that_cannot_be_ends_the_session(head: HeadRig, changes:
         assert good.held["gpu0"][1, 1].attempt == 1
         good.answer_all()
         await until(lambda: head.rig.lines() == [(1, True)])
+
+
+def test_late_tokens_of_a_request_that_was_taken_back_are_not_heard() -> None:
+    ledger = trust.Ledger("node07.gpu0")
+    ledger.offered(protocol.Offer("small", {}, [protocol.OfferItem(0, line, 1, b"") for line in (4, 5)], rank=1))
+    ledger.check(protocol.Returned([(0, 4)]))
+    late, known = protocol.TokenItem(0, 4, 1, "x"), protocol.TokenItem(0, 5, 1, "y")
+    assert ledger.check(protocol.Tokens([late, known])) == protocol.Tokens([known])
+    with pytest.raises(ClusterError, match="was not offered"):
+        ledger.check(protocol.Tokens([protocol.TokenItem(0, 6, 1, "z")]))
 
 
 async def test_an_answer_counts_once(head: HeadRig) -> None:

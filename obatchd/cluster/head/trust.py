@@ -193,19 +193,22 @@ class Ledger:
     _server: str  # its id, as the head has it
     _given: dict[Key, _Given] = attrs.field(factory=dict, init=False)
     _got: int = attrs.field(default=0, init=False)
+    _latest: int = attrs.field(default=0, init=False)  # number of the interactive requests, which count up
 
     def offered(self, offer: protocol.Offer) -> None:
         """These are on their way to it."""
         self._got += len(offer.items)
         for item in offer.items:
             key = (item.job, item.line)
+            if item.job == INTERACTIVE:
+                self._latest = max(self._latest, item.line)
             if (given := self._given.get(key)) is None:
                 self._given[key] = _Given(item.attempt)
             else:  # taken back, and offered again before the worker has said so
                 given.attempt, given.times = max(given.attempt, item.attempt), given.times + 1
 
-    def check(self, message: protocol.ToMain) -> None:
-        """Raises ClusterError (``untrue``) where the worker cannot say that."""
+    def check(self, message: protocol.ToMain) -> protocol.ToMain:
+        """What of it may be heard. Raises ClusterError (``untrue``) where the worker cannot say that."""
         match message:
             case protocol.Results():
                 for item in message.items:
@@ -216,12 +219,19 @@ class Ledger:
                 for key in message.keys:
                     self._left(key, "gives back")
             case protocol.Tokens():
-                self._all_known(((item.job, item.line) for item in message.items), "says tokens of")
-                _demand(all(item.job == INTERACTIVE for item in message.items), "it streams what nobody waits for")
+                return self._tokens(message)
             case protocol.Progress():
                 self._check_progress(message)
             case protocol.Hello():
                 _counts([("the process id of a worker", message.pid)])
+        return message
+
+    def _tokens(self, told: protocol.Tokens) -> protocol.Tokens:
+        """Those of a request that it has given back, at a word of ours, may come a moment late, and are not heard."""
+        for item in told.items:
+            known = item.job == INTERACTIVE and item.line <= self._latest
+            _demand(known, self._strange((item.job, item.line), "says tokens of"))
+        return protocol.Tokens([item for item in told.items if (item.job, item.line) in self._given])
 
     def _all_known(self, keys: Iterable[Key], does: str) -> None:
         for key in keys:

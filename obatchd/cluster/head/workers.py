@@ -101,8 +101,7 @@ class HostedWorker:
         """Bytes of its channel. Raises ClusterError or msgspec.MsgspecError where the worker cannot have said that."""
         if self._ended:
             return
-        message = protocol.to_main.decode(data)
-        self._ledger.check(message)
+        message = self._ledger.check(protocol.to_main.decode(data))
         if isinstance(message, protocol.Progress):
             message = msgspec.structs.replace(message, got=message.got + self._too_long)
         self._place.heard(message)

@@ -202,8 +202,10 @@ class Following:
         part.state, part.at_s = state, time.time()
         if state != "begun":
             part.loads = []
-        told = _log.warning if reason else _log.info
-        told("hosts_burnin_part", run=self.run.run, host=part.host or "here", state=state, reason=reason)
+        if reason:
+            _log.warning("hosts_burnin_part", run=self.run.run, host=part.host or "here", state=state, reason=reason)
+        else:
+            _log.info("hosts_burnin_part", run=self.run.run, host=part.host or "here", state=state)
 
 
 async def _call(session: Session[Any], method: str, **arguments: Any) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from obatchd import __version__, log
 from obatchd.burnin.journal.records import Ended
-from obatchd.burnin.report import report
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.manager import Burnin, as_asked, new_run
 from obatchd.burnin.run.plan import Asked
@@ -207,7 +206,7 @@ class HostsBurnin:
         deadline_s = time.monotonic() + _CLOSE_S
         while active.run.ended_s is None and time.monotonic() < deadline_s:
             await asyncio.sleep(self._look_s / 10)
-        return report.head(await self._telling.report(active.run, active.told()))
+        return await self._telling.head(active.run, active.told())
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -224,13 +223,17 @@ class HostsBurnin:
         run = await self._meant("latest")
         if run is None:
             return await self._local.status()
-        head = report.head(await self._document(run))
-        return excerpt(BurninStatus, head, active=run.ended_s is None)
+        followed = self._following if self._following is not None and run is self._following.run else None
+        head = await self._telling.head(run, followed.told() if followed is not None else None)
+        status = excerpt(BurninStatus, head, active=run.ended_s is None)
+        if followed is not None and status.active:
+            status.elapsed_s = round(followed.elapsed_s, 1)
+        return status
 
     async def report(self, run: str) -> BurninReport:
         """The report of a run, by its id, the beginning of it, or ``latest``."""
         found = await self._meant(run)
-        return await (self._local.report(run) if found is None else self._document(found))
+        return await (self._local.report(run) if found is None else self._telling.report(found))
 
     async def series(self, run: str, points: int) -> BurninSeries:
         """How a run, named in the same way, went so far."""
@@ -248,10 +251,6 @@ class HostsBurnin:
             return listed(await self._run(run))
         except (ObatchError, OSError) as error:
             return ListedRun(run=run, state="damaged", end=str(error))
-
-    async def _document(self, run: HostsRun) -> BurninReport:
-        followed = self._following is not None and run is self._following.run
-        return await self._telling.report(run, self._following.told() if followed and self._following else None)
 
     async def _run(self, run: str) -> HostsRun:
         following = self._following

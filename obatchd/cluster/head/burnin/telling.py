@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import attrs
 import msgspec
@@ -16,32 +18,63 @@ from obatchd.burnin.report.over_hosts import OverHosts
 from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.verdict.reasons import HOST_LOST, NOT_BEGUN
 from obatchd.cluster.head.burnin.files import HostsRun, Part, RunFiles
-from obatchd.documents.burnin import BurninReport, BurninSeries, Host, ListedGpu, ListedRun
+from obatchd.documents.burnin import BurninHead, BurninReport, BurninSeries, Host, ListedGpu, ListedRun
 from obatchd.errors import NotFoundError
+
+D = TypeVar("D")
+_PATIENCE = 10.0  # times the time that a head took, before the next one is made of a run in progress
+
+
+@attrs.frozen(eq=False)
+class _Known(Generic[D]):
+    """A document that was made: of what, and from when until when (monotonic)."""
+
+    key: object
+    document: D
+    begun_s: float
+    made_s: float
+
+    def is_recent(self, now_s: float) -> bool:
+        return now_s - self.made_s < _PATIENCE * (self.made_s - self.begun_s)
 
 
 @attrs.define(eq=False)
 class Telling:
-    """Makes the documents. The latest report is kept until a host has told more."""
+    """Makes the documents. A day of many GPUs is seconds of work, so the latest head is kept."""
 
     _files: RunFiles
     _local: Burnin
-    _known: tuple[object, BurninReport] | None = attrs.field(default=None, init=False)
+    _known: _Known[BurninHead] | None = attrs.field(default=None, init=False)
+    _drawn: _Known[BurninSeries] | None = attrs.field(default=None, init=False)
 
-    async def report(self, run: HostsRun, told: object = None) -> BurninReport:
-        """The report of a run. ``told`` changes whenever a host has told more; None: read everything again."""
-        key = (run.run, told, msgspec.json.encode(run))
-        if told is not None and self._known is not None and self._known[0] == key:
-            return self._known[1]
+    async def report(self, run: HostsRun) -> BurninReport:
+        """The report of a run."""
         own = await self._own(run)
-        document = await asyncio.to_thread(lambda: over_hosts.build(_whole(run), self._parts(run, own)))
-        self._known = key, document
-        return document
+        return await asyncio.to_thread(lambda: over_hosts.build(_whole(run), self._parts(run, own)))
+
+    async def head(self, run: HostsRun, told: object = None) -> BurninHead:
+        """The head of its report. ``told`` changes whenever a host has told more; None: read everything again.
+
+        Of a run in progress it may be older: those who look again and again are to take no more than a tenth of a core.
+        """
+        key, known, begun_s = (run.run, told, msgspec.json.encode(run)), self._known, time.monotonic()
+        if known is not None and known.document.run == run.run:
+            recent = run.ended_s is None and known.is_recent(begun_s)
+            if recent or (told is not None and known.key == key):
+                return known.document
+        head = report.head(await self.report(run))
+        self._known = _Known(key, head, begun_s, time.monotonic())
+        return head
 
     async def series(self, run: HostsRun, points: int) -> BurninSeries:
-        """How a run went so far."""
+        """How a run went so far; of one in progress it may be older, as a head may be."""
+        key, known, begun_s = (run.run, points), self._drawn, time.monotonic()
+        if known is not None and known.key == key and run.ended_s is None and known.is_recent(begun_s):
+            return known.document
         own = await self._own(run)
-        return await asyncio.to_thread(lambda: over_hosts.series(_whole(run), self._parts(run, own), points))
+        drawn = await asyncio.to_thread(lambda: over_hosts.series(_whole(run), self._parts(run, own), points))
+        self._drawn = _Known(key, drawn, begun_s, time.monotonic()) if run.ended_s is None else None
+        return drawn
 
     async def _own(self, run: HostsRun) -> list[Record]:
         """What the head's own machine has recorded, where it is in the run and has begun."""
