@@ -280,6 +280,11 @@ class Child:
     _channel: Channel[Any]
 
     @property
+    def away_s(self) -> float:
+        """How far away it is; not at all."""
+        return 0.0
+
+    @property
     def pid(self) -> int:
         assert self._process.pid is not None
         return self._process.pid

@@ -29,6 +29,9 @@ from obatchd.settings.settings import Settings
 # Answers faster than this would leave a slot empty while the next request travels: such servers get more credit.
 _FAST_ANSWER_S = 0.010
 _FAST_CREDIT = 4  # times the slots
+# A worker that is far away gets the requests that its slots take while an answer and the next offer travel, and half as
+# many again, because slots do not become free at equal distances: bench/hosts.py, part delay.
+_FAR_CREDIT = 1.5
 # Requests for vectors share calls: a worker is sent as many for each slot as take this long.
 _VECTORS_S = 0.5
 _RATE_WINDOW_S = 10
@@ -175,9 +178,16 @@ class Link:
         slots = self.server.slots
         if self.kept_free or (self.awaited and not self.is_quick):
             return slots - max(0, self.kept_free - self.people)
-        credit = _FAST_CREDIT * slots if self.fast else slots + (not self.choosy)
+        credit = _FAST_CREDIT * slots if self.fast else slots + (not self.choosy) + self._under_way
         together = min(embedding.TOGETHER, int(_VECTORS_S / self.mean_s)) if self.vectors else 0
         return max(credit, together * slots)
+
+    @property
+    def _under_way(self) -> int:
+        """Requests that would be on their way to a worker that is far away."""
+        away_s = self.worker.away_s if self.worker is not None else 0.0
+        slots = self.server.slots
+        return min(round(_FAR_CREDIT * slots * away_s / self.mean_s), (_FAST_CREDIT - 1) * slots - 1) if away_s else 0
 
     @property
     def fast(self) -> bool:

@@ -31,6 +31,11 @@ class WorkerHandle(Protocol):
         """Whether more than :data:`obatchd.child.FULL_BYTES` wait to be sent: it is offered nothing then."""
         ...
 
+    @property
+    def away_s(self) -> float:
+        """How long a message takes to it and its answer back, beside the work; 0 on the same machine."""
+        ...
+
     def listen(self, listener: Drained) -> None:
         """Have ``listener`` hear whenever ``is_full`` was true and is not any more, whoever filled the way there."""
 

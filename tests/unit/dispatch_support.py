@@ -134,6 +134,7 @@ class FakeWorker:
         self.lost_host = ""  # what its end says
         self.pid = 4711
         self.is_full = False
+        self.away_s = 0.0
         self.fills = False  # the settings of one job are enough for it to be full
         self.listener: Drained | None = None
 

@@ -570,6 +570,19 @@ async def test_long_vectors_are_not_piled_up_at_one_server(make: Make) -> None:
     assert len(rig.link("gpu0").offers) == 5
 
 
+async def test_a_worker_far_away_is_offered_what_its_slots_take_while_an_answer_travels(make: Make) -> None:
+    rig = await make(slots=4)
+    worker, link = rig.worker("gpu0"), rig.link("gpu0")
+    link.mean_s, worker.away_s = 0.05, 0.012
+    assert link.credit == 4 + 1 + 1
+    worker.away_s = 0.03
+    assert link.credit == 4 + 1 + 4
+    link.mean_s = 2.0
+    assert link.credit == 4 + 1, "where answers take seconds, the way to the worker is nothing"
+    link.mean_s, worker.away_s = 0.05, 10.0
+    assert link.credit == 4 * 4, "however far it is"
+
+
 async def test_a_fast_server_is_offered_more(make: Make) -> None:
     rig = await make()
     rig.link("gpu0").mean_s = link_module._FAST_ANSWER_S / 2

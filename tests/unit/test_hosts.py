@@ -9,6 +9,8 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from dispatch_support import LARGE, SMALL, settle
@@ -17,6 +19,7 @@ from hosts_support import HeadRig, StandInHost, heads, host_news, server_news, u
 from obatchd.cluster import messages
 from obatchd.cluster.head import attendance, workers
 from obatchd.dispatch import protocol
+from obatchd.dispatch.workers import WorkerHandle
 from obatchd.documents.alarms import GpuQuarantined
 from obatchd.errors import ModelError, NotFoundError, ServerError
 from obatchd.servers.states import ServerState
@@ -26,6 +29,10 @@ from obatchd.servers.states import ServerState
 async def head() -> AsyncIterator[HeadRig]:
     async with heads() as made:
         yield made
+
+
+def _is_so_far(worker: WorkerHandle, away_s: float) -> bool:
+    return worker.away_s == pytest.approx(away_s)
 
 
 async def held(host: StandInHost, count: int, server: str = "gpu0") -> None:
@@ -78,6 +85,28 @@ async def test_what_a_lost_host_held_goes_back_once_and_counts_no_attempt(head: 
         await until(lambda: len(head.rig.finished) == 4)
         assert host.loads == 0  # it kept its model
     assert sorted(head.rig.lines()) == [(line, True) for line in range(1, 5)]
+
+
+async def test_how_far_a_worker_is_away_is_measured_by_its_first_word_after_a_ping(
+    head: HeadRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now_s))
+    host = StandInHost()
+    await head.rig.add(1, 5)
+    async with host.joined(head.hosts):
+        await held(host, 3)
+        worker = head.rig.link("node07.gpu0").worker
+        assert worker is not None and worker.away_s == 0
+        for count, took_s, away_s in ((3, 0.02, 0.02), (2, 0.5, 0.03), (1, 0.01, 0.01)):
+            worker.send(protocol.Ping(count))
+            now_s += took_s
+            for later_s in (0.9, 0.0):  # the second time of itself
+                host.worker_says("gpu0", protocol.Progress(0, 0, 0.0, 3, 3, count, count))
+                await until(partial(_is_so_far, worker, away_s))
+                await settle()
+                now_s += later_s
+            assert worker.away_s == pytest.approx(away_s)
 
 
 async def test_a_server_stays_down_until_its_host_has_told_of_it_again(head: HeadRig) -> None:

@@ -24,6 +24,7 @@ from obatchd.ollama import faults
 
 _log = log.get(__name__)
 MOST_REQUEST_BYTES = WHOLE_BYTES // 3  # its answer has to come back as one message, and quotes it
+_FURTHER = 1.5  # so many times as far it may seem after one ping: a loop that stood still is no distance
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -42,6 +43,10 @@ class HostedWorker:
     _ended: bool = attrs.field(default=False, init=False)  # nobody listens to it any more
     _too_long: int = attrs.field(default=0, init=False)  # requests that were not sent and have failed by that
     _failing: int = attrs.field(default=0, init=False)  # those that are about to
+    _pinged: tuple[int, float] = attrs.field(
+        default=(-1, 0.0), init=False
+    )  # the latest new count, and when (monotonic)
+    away_s: float = attrs.field(default=0.0, init=False)  # the way there and back; 0: not known yet
 
     def __attrs_post_init__(self) -> None:
         self._ledger = Ledger(self._server)
@@ -60,6 +65,8 @@ class HostedWorker:
                 return self._offer(message)
             case protocol.Ping():  # it is asked about those that were sent
                 message = protocol.Ping(message.offered - self._too_long - self._failing)
+                if message.offered != self._pinged[0]:
+                    self._pinged = (message.offered, time.monotonic())
         data = _encode(message)
         if len(data) > WHOLE_BYTES:
             raise ValueError(f"a message of {len(data)} bytes")
@@ -103,8 +110,17 @@ class HostedWorker:
             return
         message = self._ledger.check(protocol.to_main.decode(data))
         if isinstance(message, protocol.Progress):
+            self._measure(message)
             message = msgspec.structs.replace(message, got=message.got + self._too_long)
         self._place.heard(message)
+
+    def _measure(self, told: protocol.Progress) -> None:
+        """Only the first word after a ping has the ping's new count: so long were both on the way."""
+        offered, pinged_s = self._pinged
+        if told.offered == offered and pinged_s:
+            self._pinged = (offered, 0.0)
+            took_s = time.monotonic() - pinged_s
+            self.away_s = min(took_s, self.away_s * _FURTHER) if self.away_s else took_s
 
     def ended(self, end: End) -> None:
         self._ended = True

@@ -112,6 +112,10 @@ class _Connection:
         return self._worker.pid
 
     @property
+    def away_s(self) -> float:
+        return self._worker.away_s
+
+    @property
     def is_full(self) -> bool:
         return self._down.waiting_bytes > FULL_BYTES or self._worker.is_full
 
