@@ -51,6 +51,11 @@ def test_servers_and_gpus_are_sorted_by_host_and_have_readings(fleet: Fleet) -> 
         DEADLINE_S,
         "every server shows the temperature of its GPU",
     )
+    wait_for(
+        lambda: all(gpu["health"] == "ok" for gpu in fleet.head.client.get("gpus")["gpus"]),
+        DEADLINE_S,
+        "the health of every GPU is known",
+    )
     gpus = fleet.head.client.get("gpus")["gpus"]
     assert [(gpu["host"], gpu["index"]) for gpu in gpus] == [("node2", 0), ("node2", 1), ("node10", 0), ("node10", 1)]
     assert "node10/1" in said(fleet, "gpus")

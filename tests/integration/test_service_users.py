@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from daemon_support import Daemon, Job, jsonl, prompts, wait_for
+from daemon_support import Daemon, Document, Job, jsonl, prompts, wait_for
 from openai import AuthenticationError, RateLimitError
 from openai import NotFoundError as NotFound
 from port_support import free_ports
@@ -123,8 +123,13 @@ def test_users_of_a_service_are_kept_apart(service: Daemon) -> None:
 
     # Limits hold up one owner and not the other; only the owner hears of what waits.
     d.drop_all({f"alice-{n}.jsonl": prompts(1, f"a{n}") for n in range(5)}, ALICE[0])
-    waiting = wait_for(lambda: as_user(ALICE, lambda: client.get("status"))["inbox"]["blocked"])
-    assert {entry["name"] for entry in waiting} <= {f"alice-{n}.jsonl" for n in range(5)} and len(waiting) == 2
+
+    def two_waiting() -> list[Document]:
+        blocked: list[Document] = as_user(ALICE, lambda: client.get("status"))["inbox"]["blocked"]
+        return blocked if len(blocked) == 2 else []
+
+    waiting = wait_for(two_waiting, what="two drops wait until three jobs are done")
+    assert {entry["name"] for entry in waiting} <= {f"alice-{n}.jsonl" for n in range(5)}
     assert "open_jobs" in waiting[0]["reason"]
     d.drop("bob-2.jsonl", prompts(1, "b2"), BOB[0])
     wait_for(lambda: len(as_user(BOB, lambda: client.get("jobs", state="running"))["jobs"]) == 1)
