@@ -133,7 +133,8 @@ def test_a_job_that_comes_by_another_way_appears_within_three_seconds_and_its_pr
         return said;
         """
     )
-    assert len(seen) >= 3 and all("/ 900" in text or "read so far" in text for text in seen)
+    moved = [text for text in seen if "read so far" not in text]  # as a first look may find it
+    assert len(moved) >= 3 and all("/ 900" in text for text in moved)
 
 
 def test_failures_are_shown_by_cause_with_advice_and_are_tried_again(page: Browser, door: Programs) -> None:
