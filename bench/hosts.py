@@ -161,8 +161,8 @@ def ratios(directory: Path, rounds: int, hosts: int, gpus: int, count: int) -> d
     for number in range(rounds):
         with _local(directory / f"local{number}", hosts * gpus) as daemon:
             local = _measured(daemon, count)
-        with make_fleet(directory / f"door{number}", hosts, gpus=gpus, config=CONFIG, simulator=_STAND_INS,
-                        of_hosts=_OF_HOSTS) as fleet:  # fmt: skip
+        (through := directory / f"door{number}").mkdir()
+        with make_fleet(through, hosts, gpus=gpus, config=CONFIG, simulator=_STAND_INS, of_hosts=_OF_HOSTS) as fleet:
             door = _measured(fleet.head, count)
         figures["prompts"].append(local.took_s / door.took_s)
         figures["cpu"].append(door.used_s / local.used_s)

@@ -29,9 +29,9 @@ from obatchd.settings.settings import Settings
 # Answers faster than this would leave a slot empty while the next request travels: such servers get more credit.
 _FAST_ANSWER_S = 0.010
 _FAST_CREDIT = 4  # times the slots
-# A worker that is far away gets the requests that its slots take while an answer and the next offer travel, and half as
-# many again, because slots do not become free at equal distances: bench/hosts.py, part delay.
-_FAR_CREDIT = 1.5
+# A worker that is far away gets the requests that its slots take while an answer and the next offer travel, and more,
+# because slots do not become free at equal distances and the head is busy, too: bench/hosts.py, part delay.
+_FAR_CREDIT = 2.5
 # Requests for vectors share calls: a worker is sent as many for each slot as take this long.
 _VECTORS_S = 0.5
 _RATE_WINDOW_S = 10

@@ -574,9 +574,9 @@ async def test_a_worker_far_away_is_offered_what_its_slots_take_while_an_answer_
     rig = await make(slots=4)
     worker, link = rig.worker("gpu0"), rig.link("gpu0")
     link.mean_s, worker.away_s = 0.05, 0.012
-    assert link.credit == 4 + 1 + 1
+    assert link.credit == 4 + 1 + 2
     worker.away_s = 0.03
-    assert link.credit == 4 + 1 + 4
+    assert link.credit == 4 + 1 + 6
     link.mean_s = 2.0
     assert link.credit == 4 + 1, "where answers take seconds, the way to the worker is nothing"
     link.mean_s, worker.away_s = 0.05, 10.0

@@ -99,7 +99,8 @@ async def test_how_far_a_worker_is_away_is_measured_by_its_first_word_after_a_pi
         worker = head.rig.link("node07.gpu0").worker
         assert worker is not None and worker.away_s == 0
         for count, took_s, away_s in ((3, 0.02, 0.02), (2, 0.5, 0.03), (1, 0.01, 0.01)):
-            worker.send(protocol.Ping(count))
+            if count < 3:  # the first offer brings a ping of its own
+                worker.send(protocol.Ping(count))
             now_s += took_s
             for later_s in (0.9, 0.0):  # the second time of itself
                 host.worker_says("gpu0", protocol.Progress(0, 0, 0.0, 3, 3, count, count))

@@ -192,12 +192,12 @@ class Ledger:
 
     _server: str  # its id, as the head has it
     _given: dict[Key, _Given] = attrs.field(factory=dict, init=False)
-    _got: int = attrs.field(default=0, init=False)
+    got: int = attrs.field(default=0, init=False)  # requests that were offered to it, in its life
     _latest: int = attrs.field(default=0, init=False)  # number of the interactive requests, which count up
 
     def offered(self, offer: protocol.Offer) -> None:
         """These are on their way to it."""
-        self._got += len(offer.items)
+        self.got += len(offer.items)
         for item in offer.items:
             key = (item.job, item.line)
             if item.job == INTERACTIVE:
@@ -253,7 +253,7 @@ class Ledger:
         _seconds(told.silent_s, f"{self._server}: silent_s")
         named = ((name, getattr(told, name)) for name in ("tokens", "active", "got", "offered", "got_then"))
         _counts((f"{self._server}: {name}", value) for name, value in named)
-        true = 0 <= told.held <= self._got and told.got <= self._got and told.offered <= self._got
+        true = 0 <= told.held <= self.got and told.got <= self.got and told.offered <= self.got
         _demand(true, f"{self._server} says that it got {counted(told.got, 'request')} and holds {told.held}")
 
     def _check_result(self, item: ResultItem) -> None:

@@ -65,8 +65,7 @@ class HostedWorker:
                 return self._offer(message)
             case protocol.Ping():  # it is asked about those that were sent
                 message = protocol.Ping(message.offered - self._too_long - self._failing)
-                if message.offered != self._pinged[0]:
-                    self._pinged = (message.offered, time.monotonic())
+                self._note_ping(message)
         data = _encode(message)
         if len(data) > WHOLE_BYTES:
             raise ValueError(f"a message of {len(data)} bytes")
@@ -83,7 +82,16 @@ class HostedWorker:
         if not small:
             return not self._session.is_over
         self._ledger.offered(offer)
-        return self._session.send(self._channel, _encode(offer))
+        sent = self._session.send(self._channel, _encode(offer))
+        if self._pinged[0] <= 0:  # how far it is has to be known before its slots become free
+            ping = protocol.Ping(self._ledger.got)
+            self._note_ping(ping)
+            self._session.send(self._channel, _encode(ping))
+        return sent
+
+    def _note_ping(self, ping: protocol.Ping) -> None:
+        if ping.offered != self._pinged[0]:
+            self._pinged = (ping.offered, time.monotonic())
 
     def _fail(self, item: protocol.OfferItem) -> None:
         """Answer for a request that is too long to be sent."""
