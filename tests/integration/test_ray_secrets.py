@@ -117,7 +117,8 @@ def test_a_head_in_a_job_of_ray_is_followed_by_another_one(ray: RayHere, make_he
     head.config_file.write_text(config)
     asked = prompts(2000)
     submit = ("job", "submit", "--no-wait", "--submission-id")
-    program = ("--", str(BIN / "obatchd"), "--config", str(head.config_file), "--spool", str(head.spool))
+    of_a_node = ("env", "-u", "OBATCHD_GPUS", "-u", "OBATCHD_SERVERS_LISTEN")  # which is this machine here
+    program = ("--", *of_a_node, str(BIN / "obatchd"), "--config", str(head.config_file), "--spool", str(head.spool))
     ray.command(*submit, "first", *program)
     wait_for(head.inbox.exists, START_S, "the head runs")
     head.drop("q.jsonl", asked)
