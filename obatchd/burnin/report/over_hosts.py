@@ -18,7 +18,8 @@ from obatchd.burnin.report.series import drawn_together, grouped
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.evidence import Evidence, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
-from obatchd.documents.burnin import (
+from obatchd.documents.burnin.plan import Host, Plan
+from obatchd.documents.burnin.report import (
     BegunPhase,
     BurninEvent,
     BurninGap,
@@ -26,8 +27,6 @@ from obatchd.documents.burnin import (
     BurninReport,
     BurninSeries,
     GpuSeries,
-    Host,
-    Plan,
 )
 from obatchd.words import counted
 

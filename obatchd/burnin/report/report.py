@@ -21,7 +21,7 @@ from obatchd.burnin.verdict.canary import summary as canary_summary
 from obatchd.burnin.verdict.evidence import Evidence, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
 from obatchd.documents import excerpt
-from obatchd.documents.burnin import (
+from obatchd.documents.burnin.report import (
     BegunPhase,
     BurninEvent,
     BurninGap,

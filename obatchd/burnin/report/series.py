@@ -10,7 +10,7 @@ import msgspec
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Bucket, Record
 from obatchd.burnin.report.report import gaps_in, series_of, state_of
-from obatchd.documents.burnin import BurninSeries, GpuSeries, Series
+from obatchd.documents.burnin.report import BurninSeries, GpuSeries, Series
 
 _MEANS = (  # of the others the highest
     "utilisation_percent", "power_w", "clock_mhz", "tokens_per_s", "operations_per_s", "checked_bytes_per_s",
