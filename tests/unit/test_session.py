@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from session_support import Kept, MemorySocket, pair, sessions
 
-from obatchd.child import FULL_BYTES
 from obatchd.cluster import messages, wire
 from obatchd.cluster.session import Session
 from obatchd.errors import ModelError, NotFoundError, ServerError
+from obatchd.frames import FULL_BYTES
 from obatchd.jobs.model import Profile
 
 
