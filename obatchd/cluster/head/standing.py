@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents.status import HostBrief
-from obatchd.times import duration, instant
-
-MOST_SKEW_S = 5.0  # of the clocks of head and host
+from obatchd.times import instant, skew
 
 
 def brief(host: JoinedHost) -> HostBrief:
@@ -35,14 +33,7 @@ def notices_of(host: JoinedHost) -> list[str]:
         return [f"host {host.name}: {host.reason}"] if host.leaving else []
     found = [f"it is about to go: {host.leaving}"] if host.leaving else []
     found += [f"it gets no work: {host.drained}"] if host.drained else []
-    found += [skew] if (skew := skew_words(host)) else []
+    differs = skew(host.skew_s)
+    found += [f"{differs}; let it follow a time server (timedatectl)"] if differs else []
     found += host.news.notices if host.news is not None else []
     return [f"host {host.name}: {words}" for words in found]
-
-
-def skew_words(host: JoinedHost) -> str:
-    """That its clock differs from ours; empty: it does not, by more than a few seconds."""
-    if abs(host.skew_s) <= MOST_SKEW_S:
-        return ""
-    side = "ahead of" if host.skew_s > 0 else "behind"
-    return f"its clock is {duration(abs(host.skew_s))} {side} ours; let it follow a time server (timedatectl)"
