@@ -26,7 +26,17 @@ from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.history import GpuHistory, HostWork, WorkHistory
-from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, NewLink
+from obatchd.documents.hosts import (
+    EnrolmentEntry,
+    Finding,
+    Forgotten,
+    HostDoor,
+    HostEntry,
+    HostFindings,
+    HostList,
+    HostsExamined,
+    NewLink,
+)
 from obatchd.documents.jobs import (
     Cause,
     Failure,
@@ -423,6 +433,10 @@ class FakeHosts:
     def all(self) -> HostList:
         enrolment = EnrolmentEntry("enrol-1", "2026-11-29T10:00:00.000Z", "2026-12-06T10:00:00.000Z", ["node07"])
         return HostList(HostDoor("10.0.0.1:7700", "sha256:" + 64 * "a", ""), [host()], [enrolment])
+
+    async def examine(self) -> HostsExamined:
+        finding = Finding("bad", "ollama", "there is no program ollama", "ssh node07 'which ollama'")
+        return HostsExamined([HostFindings("node07", [finding])])
 
     async def code(self, caller: Caller, head: str) -> NewLink:
         self.daemon.calls.append(("code", head))

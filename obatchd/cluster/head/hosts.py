@@ -15,9 +15,11 @@ from obatchd.cluster import messages
 from obatchd.cluster.head.attendance import Attendance
 from obatchd.cluster.head.joined import Attached, JoinedHost
 from obatchd.cluster.head.reporting import HostAlarms
+from obatchd.cluster.head.standing import findings_of
 from obatchd.cluster.messages import Hello, Refused, Terms
 from obatchd.cluster.session import Session, Socket
 from obatchd.cluster.terms import terms
+from obatchd.documents.hosts import HostFindings
 from obatchd.errors import NotFoundError
 from obatchd.gpucare.siblings import Sibling
 from obatchd.settings.current import Current
@@ -193,6 +195,11 @@ class Hosts:
         told = terms(self._settings.value)
         for attendance in self._present.values():
             attendance.session.say(told)
+
+    async def examine(self) -> list[HostFindings]:
+        """What each host that is here finds on its own machine, by the checks of doctor."""
+        here = [host for _, host in sorted(self._hosts.items()) if host.session is not None]
+        return await asyncio.gather(*map(findings_of, here))
 
     # Commands of administrators.
 

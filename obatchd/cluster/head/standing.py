@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+
+import msgspec
+
+from obatchd.cluster.head.asking import ask
 from obatchd.cluster.head.joined import JoinedHost
+from obatchd.documents.hosts import Finding, HostFindings
 from obatchd.documents.status import HostBrief
+from obatchd.errors import ObatchError
 from obatchd.times import instant, skew
+
+_EXAMINED_S = 50.0  # its checks may take long where something hangs there
 
 
 def brief(host: JoinedHost) -> HostBrief:
@@ -37,3 +46,19 @@ def notices_of(host: JoinedHost) -> list[str]:
     found += [f"{differs}; let it follow a time server (timedatectl)"] if differs else []
     found += host.news.notices if host.news is not None else []
     return [f"host {host.name}: {words}" for words in found]
+
+
+async def findings_of(host: JoinedHost) -> HostFindings:
+    """What it finds on its own machine; that it does not answer is a finding, too."""
+    try:
+        found = await ask(host, "doctor.examine", list[Finding], _EXAMINED_S)
+    except ObatchError as error:
+        return HostFindings(host.name, [Finding("warn", "doctor", error.message, "obatchctl hosts")])
+    return HostFindings(host.name, [_from_here(host.name, one) for one in found])
+
+
+def _from_here(name: str, found: Finding) -> Finding:
+    """With a command that is typed at the head, where the host's own is one word: only a shell of the host reads it."""
+    if not found.next_command:
+        return found
+    return msgspec.structs.replace(found, next_command=shlex.join(("ssh", name, found.next_command)))
