@@ -33,6 +33,7 @@ class HostEntry(msgspec.Struct):
     enrolment: str  # by which it joined; empty: by a code
     joined_at: str | None
     until: str | None  # the end of its credential, with that of its allocation
+    clock_ahead_s: float | None  # of its clock, before the head's; null: it has not come since the head started
 
 
 class EnrolmentEntry(msgspec.Struct):

@@ -199,4 +199,5 @@ def _document(
         enrolment=member.enrolment if member is not None else "",
         joined_at=instant(member.joined_s) if member is not None else None,
         until=instant(member.until_s) if member is not None else None,
+        clock_ahead_s=round(host.skew_s, 1) if host is not None and host.hello is not None else None,
     )

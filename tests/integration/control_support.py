@@ -468,7 +468,7 @@ def host() -> HostEntry:
     return HostEntry(
         name="node07", state="away", reason="the connection broke", since="2026-11-29T10:00:00.000Z", gpus=4, servers=4,
         ready=0, version="1.2.3", allocation="Slurm job 4711", drained="", enrolment="enrol-1",
-        joined_at="2026-11-29T09:00:00.000Z", until=None,
+        joined_at="2026-11-29T09:00:00.000Z", until=None, clock_ahead_s=86_400.0,
     )  # fmt: skip
 
 

@@ -51,8 +51,10 @@ def test_versions_clocks_and_the_hosts_own_notices_are_told(tmp_path: Path) -> N
     told = status()
     told["hosts"][0]["version"] = "0.9.1"
     told["notices"] = ["host node02: its clock is 30 s behind ours; let it follow a time server (timedatectl)"]
+    told["notices"] += ["host node01: it gets no work: by an administrator at 09:30"]
     told["reasons"] = ["host node03: The GPU driver has said nothing for 15 s."]
-    _, version, clock, driver = joined(told)
+    _, version, drained, clock, driver = joined(told)
+    assert drained.next_command == "obatchctl hosts resume node01"
     assert version.text == "node01 runs obatchd 0.9.1, the head 0.9.0: install the same on both"
     assert clock.text.startswith("node02: its clock is 30 s behind ours")
     assert clock.next_command == "ssh node02 timedatectl set-ntp true"

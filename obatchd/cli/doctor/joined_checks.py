@@ -89,5 +89,5 @@ def _next(name: str, words: str) -> str:
     if "its clock is" in words:
         return f"ssh {name} timedatectl set-ntp true"
     if "gets no work" in words:
-        return f"obatchctl hosts undrain {name}"
+        return f"obatchctl hosts resume {name}"
     return "obatchctl status"

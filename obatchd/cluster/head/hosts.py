@@ -126,7 +126,9 @@ class Hosts:
         attendance = Attendance(self._host(name), self, self._alarms)
         attendance.host.until_s = until_s
         desks = {"head": HeadDesk(name, self._attached)}
-        session = attendance.session = Session(socket, f"host {name}", messages.to_head, attendance, desks)
+        session = attendance.session = Session(
+            socket, f"host {name}", messages.to_head, attendance, desks, trusted=False
+        )
         self._all.add(attendance)
         timers = attendance.begin()
         running = asyncio.create_task(session.run(), name=f"session-{name}")
@@ -139,7 +141,7 @@ class Hosts:
             attendance.over("its connection is gone")  # cancelled by that
             if self._present.get(name) is attendance:
                 del self._present[name]
-            if attendance.code:
+            if session.code:
                 self._bars.setdefault(name, _Bar()).lied(time.monotonic() - session.began_s)
             await asyncio.wait([running])
 
