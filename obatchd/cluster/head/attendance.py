@@ -23,6 +23,7 @@ from obatchd.errors import ClusterError
 _log = log.get(__name__)
 HELLO_S = 10.0
 _SKEW_S = 5.0  # clocks that differ by more are told
+_STARTS = "it starts its servers"
 _WINDOW_S = 5.0
 _MOST_MESSAGES_PER_S = 20_000
 
@@ -34,9 +35,12 @@ class Reception(Protocol):
         """Why a host that has said hello gets no session now."""
         ...
 
-    def came(self, attendance: Attendance, hello: Hello) -> Terms:
-        """The session begins, and replaces an earlier one of the same host."""
+    def terms(self) -> Terms:
+        """What the head decides now."""
         ...
+
+    def came(self, attendance: Attendance, hello: Hello) -> None:
+        """The session begins, and replaces an earlier one of the same host."""
 
 
 @attrs.define(eq=False)
@@ -161,11 +165,22 @@ class Attendance:
             self.session.say(refused)
             self.session.end(refused.message)
             return
-        terms = self._reception.came(self, hello)
-        self.session.say(Accepted(terms))
+        if hello.asks:
+            self._asked(hello)
+            return
+        self._reception.came(self, hello)
+        self.session.say(Accepted(self._reception.terms()))
         _log.info("host_came", host=self.host.name, version=hello.version, by=hello.allocation or "itself")
         if abs(self.host.skew_s) > _SKEW_S:
             _log.warning("host_clock", host=self.host.name, skew_s=round(self.host.skew_s, 1))
+
+    def _asked(self, hello: Hello) -> None:
+        """A host at its first start, which comes back with servers."""
+        self.session.say(Accepted(self._reception.terms()))
+        self.session.end(_STARTS)
+        if self.host.session is None:
+            self.host.reason, self.host.code = _STARTS, ""
+        _log.info("host_starts", host=self.host.name, version=hello.version)
 
     def _unfit(self, hello: Hello) -> Refused | None:
         """Why a host that says this can have no session."""
