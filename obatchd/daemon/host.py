@@ -13,6 +13,7 @@ from obatchd.cluster.calls import Desk
 from obatchd.cluster.host.alarms import AlarmsToHead
 from obatchd.cluster.host.desks.burnin import HostBurninDesk
 from obatchd.cluster.host.desks.care import CareDesk
+from obatchd.cluster.host.desks.doctor import HostDoctorDesk
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.host.desks.servers import ServerDesk
@@ -121,6 +122,7 @@ async def build(settings: HostSettings, directory: HostDirectory, head: Head, ow
         "gpus": GpuDesk(cards, Past(policy, cards)),
         "burnin": HostBurninDesk(runs),
         "care": CareDesk(mover),
+        "doctor": HostDoctorDesk(settings.current, directory.root, here.fleet),
     }
     return HostParts(here, policy, runs, SiblingExchange(head, here.watch), news, desks, sights, alarms, settings)
 
