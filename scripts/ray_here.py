@@ -130,7 +130,8 @@ class RayHere:
         """Everything that was started in it and lives."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("HOME") == str(self.root) and _alive(process):
+                home = Path(process.environ().get("HOME", "/"))  # servers have homes of their own, below
+                if home.is_relative_to(self.root) and _alive(process):
                     yield process
 
     def _named(self, program: str) -> list[psutil.Process]:
