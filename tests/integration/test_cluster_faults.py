@@ -74,12 +74,17 @@ def test_a_cut_is_noticed_and_after_it_healed_the_models_are_still_loaded(fleet:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_cut_of_70_seconds_is_none_that_anybody_feels(fleet: Fleet) -> None:
-    asked = _in_work(fleet, "long", 600)
+    asked = _in_work(fleet, "long", 4000)  # more than the other host can answer meanwhile
+    loads = fleet.loads()
     fleet.lines[0].cut()
+    wait_for(lambda: fleet.hosts[0].state() == "away", 12, "silence is noticed")
     time.sleep(70)
     fleet.lines[0].heal()
     _comes_back(fleet)
-    fleet.done("long", asked, 120)
+    wait_for(lambda: all(server["in_flight"] for server in fleet.hosts[0].servers()), 20, "it works again")
+    job = fleet.done("long", asked, 120)
+    assert {result["attempts"] for result in job.results} == {1}
+    assert fleet.loads() == loads
 
 
 def test_a_broken_connection_is_made_anew_at_once(fleet: Fleet) -> None:
