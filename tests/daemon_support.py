@@ -245,7 +245,7 @@ class Daemon:
 
     def kill(self) -> list[psutil.Process]:
         """SIGKILL the daemon; returns the processes it had, except servers and runners."""
-        parts = [part for part in self.parts() if not _is_server(part)]
+        parts = [part for part in self.parts() if not is_server(part)]
         os.kill(self.pid, signal.SIGKILL)
         assert self.process is not None
         self.process.wait(10)
@@ -369,7 +369,8 @@ class Daemon:
         return job
 
 
-def _is_server(process: psutil.Process) -> bool:
+def is_server(process: psutil.Process) -> bool:
+    """Whether it is an ``ollama serve`` of ours, or a runner of one."""
     try:
         return SERVER_MARK in process.environ()
     except (psutil.Error, OSError):
