@@ -29,7 +29,7 @@ CONFIG: Document = {
     "gpu_health": {"repeats": 1_000_000},
 }  # fmt: skip
 # So long that servers are at work while kills come, with 20 requests for each kill.
-SIMULATOR: Document = {"service_s": {"kind": "uniform", "low": 0.2, "high": 2.8}, "load_s": 0.05}
+SIMULATOR: Document = {"service_s": {"kind": "uniform", "low": 0.1, "high": 1.1}, "load_s": 0.05}
 _TOLD = 50  # strikes between two lines that tell how far it is
 _LOOK_S = 0.1
 _AHEAD = 100  # requests handed over before they are due

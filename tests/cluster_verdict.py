@@ -9,14 +9,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 from cluster_plan import Plan
-from cluster_support import Fleet, HostProcess
+from cluster_support import Fleet
 from daemon_support import Job, wait_for
 
 _STARTED = re.compile(r"simulated Ollama: no model runs here")
 _LOADS = re.compile(r'cmd="simulated runner --model')
+CONTROL = 'old=ready new=backoff reason="after a crash it does not answer one token'
 _END_S = 10.0  # a process that lost its parent may take that long to be gone
 # What is struck, by the word that the last line has for it.
 _VICTIMS = {
@@ -91,25 +93,40 @@ def _requests(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[str]:
     yield from (f"{path} is nobody's" for path in chain(*jobs.values(), head.inbox.iterdir(), refused))
 
 
+class Counted(NamedTuple):
+    """How often a stand-in server was started and has begun to load a model, as it wrote down itself; and how often its
+    host ended it because its runner was killed once more while it was asked for one token after a crash."""
+
+    server: str
+    starts: int
+    loads: int
+    controls: int
+
+    def most_starts(self, struck: Struck) -> int:
+        return 1 + struck.restarts[self.server] + min(self.controls, struck.reloads[self.server])
+
+    def most_loads(self, struck: Struck) -> int:
+        return self.starts + struck.reloads[self.server]
+
+
 def _loads(fleet: Fleet, struck: Struck) -> Iterator[str]:
     """A server has one process, and one more for each kill of it or its host; a process loads its model once, and once
     more for each of its runners that was killed. Nothing else is a reason, such as a cut or another head."""
+    for counted in _counted(fleet):
+        if counted.starts > (most := counted.most_starts(struck)):
+            yield f"{counted.server} was started {counted.starts} times, with {most} reasons"
+        if counted.loads > (most := counted.most_loads(struck)):
+            yield f"{counted.server} loaded a model {counted.loads} times, with {most} reasons"
+
+
+def _counted(fleet: Fleet) -> Iterator[Counted]:
     for host in fleet.hosts:
-        for server, (starts, loads) in _counted(host).items():
-            most = 1 + struck.restarts[server]
-            if starts > most:
-                yield f"{server} was started {starts} times, with {most} reasons"
-            if loads > (most := starts + struck.reloads[server]):
-                yield f"{server} loaded a model {loads} times, with {most} reasons"
-
-
-def _counted(host: HostProcess) -> dict[str, tuple[int, int]]:
-    """How often each stand-in server was started and has begun to load a model, as it wrote down itself."""
-    found: dict[str, tuple[int, int]] = {}
-    for number in range(host.gpus):
-        text = "".join(path.read_text() for path in (host.directory / "logs").glob(f"gpu{number}.log*"))
-        found[f"{host.name}.gpu{number}"] = len(_STARTED.findall(text)), len(_LOADS.findall(text))
-    return found
+        ended = [line for line in host.events("server_state") if CONTROL in line]
+        for number in range(host.gpus):
+            text = "".join(path.read_text() for path in (host.directory / "logs").glob(f"gpu{number}.log*"))
+            controls = sum(f" server=gpu{number} " in line for line in ended)
+            server = f"{host.name}.gpu{number}"
+            yield Counted(server, len(_STARTED.findall(text)), len(_LOADS.findall(text)), controls)
 
 
 def rows(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[tuple[str, str]]:
@@ -117,15 +134,14 @@ def rows(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[tuple[str, str]]:
     for what, times in sorted(struck.back_s.items()):
         middle = sorted(times)[len(times) // 2]
         yield f"back after {what}", f"{len(times)} times, median {middle:.1f} s, at most {max(times):.1f} s"
-    for host in fleet.hosts:
-        for server, (starts, loads) in _counted(host).items():
-            yield (
-                server,
-                (
-                    f"{starts} starts for {1 + struck.restarts[server]} reasons, "
-                    f"{loads} loads for {starts + struck.reloads[server]}"
-                ),
-            )
+    for counted in _counted(fleet):
+        yield (
+            counted.server,
+            (
+                f"{counted.starts} starts for {counted.most_starts(struck)} reasons, "
+                f"{counted.loads} loads for {counted.most_loads(struck)}"
+            ),
+        )
     listed = ", ".join(f"{struck.kills[what]} {words}" for what, words in _VICTIMS.items())
     yield "kills and cuts", f"{struck.kills.total()} of {len(plan.strikes)}: {listed}"
     yield "requests", f"{struck.answered} of {plan.requests} answered once and rightly, in {len(plan.drops)} drops"
