@@ -18,6 +18,7 @@ _SPELT = {  # other ways to write them
     **dict.fromkeys(("week", "weeks"), "w"),
 }  # fmt: skip
 _SPAN = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]+) ?")
+_MOST_SKEW_S = 5.0  # of two clocks, of which nobody needs to hear
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
@@ -63,6 +64,13 @@ def duration(seconds: float) -> str:
             rest = whole % unit_s // part_s
             return f"{whole // unit_s} {unit}" + (f" {rest} {part}" if rest else "")
     return f"{whole} s"
+
+
+def skew(ahead_s: float) -> str:
+    """How the clock of another machine differs from ours, in words; empty: by no more than a few seconds."""
+    if abs(ahead_s) <= _MOST_SKEW_S:
+        return ""
+    return f"its clock is {duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} ours"
 
 
 def boot_id() -> str:

@@ -14,7 +14,7 @@ from obatchd.cli.command import Document, Group, Invocation, Span, clean
 from obatchd.cli.views.text import NOTHING, table
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.errors import ClusterError
-from obatchd.times import clock, duration, epoch_s
+from obatchd.times import clock, duration, epoch_s, skew
 from obatchd.words import counted
 
 _WATCH: dict[str, Any] = {"is_flag": True, "help": "Show them again and again, until Ctrl-C."}
@@ -85,7 +85,8 @@ def _engine(engine: Document | None) -> list[str]:
 
 def _why(host: Document) -> str:
     """What there is to say of a host beside its state."""
-    parts = [host["reason"], host["drained"] and f"drained {host['drained']}", host["allocation"]]
+    differs = skew(host["clock_ahead_s"] or 0.0)
+    parts = [host["reason"], host["drained"] and f"drained {host['drained']}", host["allocation"], differs]
     return "; ".join(filter(None, parts))
 
 

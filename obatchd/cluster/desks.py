@@ -11,7 +11,8 @@ from typing import Protocol
 import msgspec
 
 from obatchd.burnin.run.plan import Asked
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
+from obatchd.documents.hosts import Finding
 from obatchd.gpucare.siblings import Sibling
 from obatchd.jobs.model import Profile
 
@@ -54,6 +55,13 @@ class ServersDesk(Protocol):
     async def one_token(self, server: str, timeout_s: float) -> None: ...
     async def fallen_back(self, server: str) -> str: ...
     def log(self, server: str, lines: int, follow: bool) -> AsyncGenerator[str, None]: ...
+
+
+class DoctorDesk(Protocol):
+    """The desk ``doctor`` of a host."""
+
+    async def examine(self) -> list[Finding]:
+        """What the checks of ``obatchctl doctor`` find on its machine. Raises HostError where they do not end."""
 
 
 class CareDesk(Protocol):

@@ -16,10 +16,10 @@ import attrs
 import msgspec
 
 from obatchd import log
-from obatchd.child import FULL_BYTES
 from obatchd.cluster import messages, wire
 from obatchd.cluster.calls import Answering, Asking, Desk
 from obatchd.errors import ClusterError
+from obatchd.frames import FULL_BYTES
 from obatchd.tasks import to_its_end
 
 _log = log.get(__name__)
@@ -28,6 +28,9 @@ _TICK_S = 0.5
 _SILENT_TICKS = 15  # ticks and not seconds, because this loop itself may have stood still
 _BATCH_BYTES = wire.MESSAGE_BYTES // 4
 _CLOSE_S = 2.0
+_MOST_BYTES = 4 * 2**20  # of a message of head or host that is no answer
+_MOST_MESSAGES_PER_S = 20_000
+_WINDOW_S = 5.0
 Message = TypeVar("Message", contravariant=True)
 M = TypeVar("M")
 T = TypeVar("T")
@@ -68,7 +71,8 @@ class Session(Generic[M]):
     _decoder: msgspec.msgpack.Decoder[Any]
     _heard: Heard[M]
     _desks: Mapping[str, Desk] = attrs.field(factory=dict)
-    rules_broken: bool = attrs.field(default=False, init=False)  # by the other side, and the session ended by that
+    _trusted: bool = True  # the other side: a question of it that cannot be is answered with an error, and no lie
+    code: str = attrs.field(default="", init=False)  # of the rule that the other side broke; empty: it broke none
     began_s: float = attrs.field(factory=time.monotonic, init=False)
     _queue: deque[wire.Piece] = attrs.field(factory=deque, init=False)
     _queued_bytes: int = attrs.field(default=0, init=False)
@@ -76,13 +80,15 @@ class Session(Generic[M]):
     _fresh: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _ended: asyncio.Future[str] = attrs.field(init=False)
     _unheard_ticks: int = attrs.field(default=0, init=False)
+    _heard_count: int = attrs.field(default=0, init=False)  # batches and messages since ``_counted_s`` (monotonic)
+    _counted_s: float = attrs.field(factory=time.monotonic, init=False)
     _asking: Asking = attrs.field(init=False)
     _answering: Answering = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._ended = asyncio.get_running_loop().create_future()
         self._asking = Asking(self)
-        self._answering = Answering(self, self._desks)
+        self._answering = Answering(self, self._desks, self._trusted)
 
     # What is said.
 
@@ -103,7 +109,7 @@ class Session(Generic[M]):
 
     @property
     def is_full(self) -> bool:
-        """Whether more than :data:`obatchd.child.FULL_BYTES` wait to be sent; ``drained`` is called when they left."""
+        """Whether more than :data:`obatchd.frames.FULL_BYTES` wait to be sent; ``drained`` is called when they left."""
         return self._queued_bytes > FULL_BYTES
 
     @property
@@ -126,6 +132,12 @@ class Session(Generic[M]):
         """End the session; ``run`` returns then."""
         if not self._ended.done():
             self._ended.set_result(reason)
+
+    def broken(self, error: ClusterError) -> None:
+        """End the session: the other side said what cannot be."""
+        if not self._ended.done():
+            self.code = error.code
+            self.end(error.message)
 
     async def over(self) -> str:
         """Wait for the end; why it came. ``run`` returns a moment later, when the last words have left."""
@@ -186,16 +198,16 @@ class Session(Generic[M]):
             while True:
                 data = await self._socket.receive()
                 self._unheard_ticks = 0
+                self._count()
                 for channel, whole in receiver.received(data):
+                    self._count()
                     self._take(channel, whole)
         except ConnectionError as error:
             self.end(f"the connection broke: {log.reason(error)}")
         except ClusterError as error:
-            self.rules_broken = True
-            self.end(error.message)
+            self.broken(error)
         except msgspec.MsgspecError as error:
-            self.rules_broken = True
-            self.end(f"a message that is none: {error}")
+            self.broken(ClusterError(f"a message that is none: {error}", code="bad_frame"))
         except Exception as error:  # noqa: BLE001 - logged; the session ends, and another one begins
             self._defect(error)
 
@@ -207,14 +219,24 @@ class Session(Generic[M]):
         if channel != wire.CONTROL:
             self._heard.frame(channel, data)
             return
-        message = self._decoder.decode(data)
-        match message:
-            case messages.Call() | messages.CancelCall():
-                self._answering.asked(message)
+        match message := self._decoder.decode(data):
             case messages.Part() | messages.Reply():
                 self._asking.answered(message)
+            case _ if len(data) > _MOST_BYTES:
+                raise ClusterError(f"a message of {len(data)} bytes, which is no answer", code="bad_frame")
+            case messages.Call() | messages.CancelCall():
+                self._answering.asked(message)
             case _:
                 self._heard.control(message)
+
+    def _count(self) -> None:
+        self._heard_count += 1
+        if self._heard_count >= _MOST_MESSAGES_PER_S * _WINDOW_S:
+            took_s = time.monotonic() - self._counted_s
+            if took_s < _WINDOW_S:
+                words = f"it said {self._heard_count} things within {took_s:.1f} s"
+                raise ClusterError(words, code="untrue")
+            self._heard_count, self._counted_s = 0, time.monotonic()
 
     async def _watch(self) -> None:
         while True:

@@ -18,6 +18,8 @@ CONTROL = 0  # the channel of messages between head and host themselves
 PIECE_BYTES = 128 * 1024
 MESSAGE_BYTES = 1024 * 1024  # of one WebSocket message at most; batches are filled up to a quarter of that
 WHOLE_BYTES = 192 * 2**20  # of the pieces of one message together, and of those of all channels that are not whole yet
+_PART_BYTES = 64  # that a part takes beside its data
+_MOST_BYTES = WHOLE_BYTES + 2**20
 
 
 class Piece(msgspec.Struct, array_like=True, frozen=True):
@@ -58,7 +60,7 @@ class Receiver:
     def __init__(self) -> None:
         self._number = 0
         self._parts: dict[int, list[bytes]] = {}  # by channel
-        self._size = 0  # of all parts
+        self._size = 0  # of all parts, with what each takes beside its data
 
     def received(self, message: bytes) -> Iterator[tuple[int, bytes]]:
         """What is whole now: the channel and its bytes.
@@ -78,8 +80,8 @@ class Receiver:
             if not piece.more and piece.channel not in self._parts:
                 yield piece.channel, piece.data
                 continue
-            self._size += len(piece.data)
-            if self._size > WHOLE_BYTES:
+            self._size += len(piece.data) + _PART_BYTES
+            if self._size > _MOST_BYTES:
                 words = f"more than {WHOLE_BYTES // 2**20} MiB in messages that are not whole"
                 raise ClusterError(words, code="bad_frame")
             parts = self._parts.setdefault(piece.channel, [])
@@ -87,5 +89,5 @@ class Receiver:
             if not piece.more:
                 del self._parts[piece.channel]
                 whole = b"".join(parts)
-                self._size -= len(whole)
+                self._size -= len(whole) + _PART_BYTES * len(parts)
                 yield piece.channel, whole

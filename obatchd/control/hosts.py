@@ -12,7 +12,7 @@ from attrs import define
 from obatchd import errors
 from obatchd.control.answer import CALLER, answer, object_sent
 from obatchd.control.auth import Caller
-from obatchd.documents.hosts import Forgotten, HostDoor, HostEntry, HostList, NewLink
+from obatchd.documents.hosts import Forgotten, HostDoor, HostEntry, HostList, HostsExamined, NewLink
 from obatchd.words import misfit
 
 _LEAST_VALID_S, _MOST_VALID_S = 60.0, 366 * 86400.0
@@ -21,8 +21,8 @@ _LEAST_VALID_S, _MOST_VALID_S = 60.0, 366 * 86400.0
 class JoinedHostOperations(Protocol):
     """Hosts that joined; :class:`obatchd.operations.hosts.JoinedHostCommands`.
 
-    Where hosts cannot join, each but ``all`` and ``door`` raises ClusterError (``no_door``); NotFoundError where there
-    is no such host.
+    Where hosts cannot join, each but ``all``, ``door`` and ``examine`` raises ClusterError (``no_door``); NotFoundError
+    where there is no such host.
     """
 
     def all(self) -> HostList:
@@ -30,6 +30,9 @@ class JoinedHostOperations(Protocol):
 
     def door(self) -> HostDoor | None:
         """Where hosts reach this head; None: they cannot join."""
+
+    async def examine(self) -> HostsExamined:
+        """What each host that is here finds on its own machine; it takes as long as the slowest, 50 s at most."""
 
     async def code(self, caller: Caller, head: str) -> NewLink:
         """A link for one host; ``head`` is where that one reaches this one, empty: where it listens."""
@@ -66,6 +69,7 @@ class HostRoutes:
     def for_administrators(self) -> list[web.RouteDef]:
         return [
             web.get("/v1/hosts", self._all),
+            web.get("/v1/hosts/findings", self._findings),
             web.post("/v1/hosts/codes", self._code),
             web.post("/v1/hosts/enrolments", self._enrol),
             web.delete("/v1/hosts/enrolments/{enrolment}", self._revoke),
@@ -76,6 +80,9 @@ class HostRoutes:
 
     async def _all(self, request: web.Request) -> web.Response:
         return answer(self._hosts.all())
+
+    async def _findings(self, request: web.Request) -> web.Response:
+        return answer(await self._hosts.examine())
 
     async def _code(self, request: web.Request) -> web.Response:
         return answer(await self._hosts.code(request[CALLER], (await _asked(request)).head))

@@ -13,6 +13,7 @@ from obatchd.cluster.calls import Desk
 from obatchd.cluster.host.alarms import AlarmsToHead
 from obatchd.cluster.host.desks.burnin import HostBurninDesk
 from obatchd.cluster.host.desks.care import CareDesk
+from obatchd.cluster.host.desks.doctor import HostDoctorDesk
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.host.desks.servers import ServerDesk
@@ -88,6 +89,7 @@ class HostParts:
     _sights: Sights
     _alarms: AlarmsToHead
     _settings: HostSettings
+    asks: bool = attrs.field(default=False, init=False)
 
     def servers(self) -> Mapping[str, ManagedServer]:
         return self._sights.servers()
@@ -120,6 +122,7 @@ async def build(settings: HostSettings, directory: HostDirectory, head: Head, ow
         "gpus": GpuDesk(cards, Past(policy, cards)),
         "burnin": HostBurninDesk(runs),
         "care": CareDesk(mover),
+        "doctor": HostDoctorDesk(settings.current, directory.root, here.fleet),
     }
     return HostParts(here, policy, runs, SiblingExchange(head, here.watch), news, desks, sights, alarms, settings)
 
@@ -130,7 +133,7 @@ class NoParts:
     :class:`obatchd.cluster.host.visit.HostParts`."""
 
     _settings: HostSettings
-    _head: Head
+    asks: bool = attrs.field(default=True, init=False)
     desks: Mapping[str, Desk] = attrs.field(factory=dict, init=False)
 
     def servers(self) -> Mapping[str, ManagedServer]:
@@ -140,5 +143,4 @@ class NoParts:
         self._settings.obey(terms)
 
     def entered(self) -> None:
-        if self._head.session is not None:
-            self._head.session.end("it starts its servers")
+        pass

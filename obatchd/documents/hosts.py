@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import msgspec
 
 from obatchd.documents.engine import EngineState
@@ -31,6 +33,7 @@ class HostEntry(msgspec.Struct):
     enrolment: str  # by which it joined; empty: by a code
     joined_at: str | None
     until: str | None  # the end of its credential, with that of its allocation
+    clock_ahead_s: float | None  # of its clock, before the head's; null: it has not come since the head started
 
 
 class EnrolmentEntry(msgspec.Struct):
@@ -49,6 +52,28 @@ class HostList(msgspec.Struct):
     hosts: list[HostEntry]
     enrolments: list[EnrolmentEntry]  # that are still good
     engine: EngineState | None = None  # that starts hosts; None: each is started by its own machine
+
+
+class Finding(msgspec.Struct):
+    """What one check of ``obatchctl doctor`` found; a host's own word, which has bounds."""
+
+    level: Literal["ok", "warn", "bad"]
+    about: Annotated[str, msgspec.Meta(max_length=20)]
+    text: Annotated[str, msgspec.Meta(max_length=4000)]
+    next_command: Annotated[str, msgspec.Meta(max_length=1000)] = ""  # empty: nothing is to be done
+
+
+class HostFindings(msgspec.Struct):
+    """What one host finds on its own machine; its commands reach that one by ssh."""
+
+    host: str
+    findings: list[Finding]
+
+
+class HostsExamined(msgspec.Struct):
+    """``GET /v1/hosts/findings``."""
+
+    hosts: list[HostFindings]  # that are here
 
 
 class NewLink(msgspec.Struct):

@@ -19,7 +19,7 @@ from obatchd.documents.audit import (
     HOST_UNDRAINED,
 )
 from obatchd.documents.engine import EngineState
-from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, NewLink
+from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, HostsExamined, NewLink
 from obatchd.errors import ClusterError, ConfigError, NotFoundError
 from obatchd.live.audit import AuditLog
 from obatchd.operations.audit import entry_of, recorded
@@ -85,6 +85,9 @@ class JoinedHostCommands:
         ]
         entries = [_entry(name, joined) for name in names]
         return HostList(joined.door.state(), entries, enrolments, self._engine())
+
+    async def examine(self) -> HostsExamined:
+        return HostsExamined(await self._joined.hosts.examine() if self._joined is not None else [])
 
     def _engine(self) -> EngineState | None:
         return self.launcher.state() if self.launcher is not None else None
@@ -196,4 +199,5 @@ def _document(
         enrolment=member.enrolment if member is not None else "",
         joined_at=instant(member.joined_s) if member is not None else None,
         until=instant(member.until_s) if member is not None else None,
+        clock_ahead_s=round(host.skew_s, 1) if host is not None and host.hello is not None else None,
     )

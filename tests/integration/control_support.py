@@ -23,10 +23,20 @@ from obatchd.control.submit import SubmitServer
 from obatchd.documents import excerpt
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
+from obatchd.documents.burnin.report import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.history import GpuHistory, HostWork, WorkHistory
-from obatchd.documents.hosts import EnrolmentEntry, Forgotten, HostDoor, HostEntry, HostList, NewLink
+from obatchd.documents.hosts import (
+    EnrolmentEntry,
+    Finding,
+    Forgotten,
+    HostDoor,
+    HostEntry,
+    HostFindings,
+    HostList,
+    HostsExamined,
+    NewLink,
+)
 from obatchd.documents.jobs import (
     Cause,
     Failure,
@@ -424,6 +434,10 @@ class FakeHosts:
         enrolment = EnrolmentEntry("enrol-1", "2026-11-29T10:00:00.000Z", "2026-12-06T10:00:00.000Z", ["node07"])
         return HostList(HostDoor("10.0.0.1:7700", "sha256:" + 64 * "a", ""), [host()], [enrolment])
 
+    async def examine(self) -> HostsExamined:
+        finding = Finding("bad", "ollama", "there is no program ollama", "ssh node07 'which ollama'")
+        return HostsExamined([HostFindings("node07", [finding])])
+
     async def code(self, caller: Caller, head: str) -> NewLink:
         self.daemon.calls.append(("code", head))
         return NewLink("obatch://10.0.0.1:7700/#secret.pin", "2026-11-29T10:10:00.000Z", "")
@@ -454,7 +468,7 @@ def host() -> HostEntry:
     return HostEntry(
         name="node07", state="away", reason="the connection broke", since="2026-11-29T10:00:00.000Z", gpus=4, servers=4,
         ready=0, version="1.2.3", allocation="Slurm job 4711", drained="", enrolment="enrol-1",
-        joined_at="2026-11-29T09:00:00.000Z", until=None,
+        joined_at="2026-11-29T09:00:00.000Z", until=None, clock_ahead_s=86_400.0,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from played_support import ClientSocket, PlayedHost, credential, dial
 import obatchd
 from obatchd.cluster import messages
 from obatchd.dispatch import protocol
+from obatchd.gpucare.siblings import Sibling
 
 STEADY: Document = {"service_s": {"kind": "fixed", "value": 0.1}, "load_s": 0.05}
 _numbers = itertools.count(91)
@@ -105,6 +106,9 @@ async def test_clocks_that_differ_by_a_day_are_told_and_do_no_harm(fleet: Fleet,
         job = await asyncio.to_thread(fleet.job, "clock", asked)
         assert any(result["server"].startswith(joined.name) for result in job.results)
         assert any(joined.name in line for line in fleet.head.events("host_clock"))
+        assert abs(fleet.head.hosts()[joined.name]["clock_ahead_s"] - DAY_S) < 60
+        listed = await asyncio.to_thread(fleet.head.control, "hosts")
+        assert "its clock is" in listed.stdout and "ahead of ours" in listed.stdout
 
 
 async def test_a_second_session_of_a_host_replaces_the_first(fleet: Fleet, joined: HostProcess) -> None:
@@ -161,11 +165,25 @@ def _asks_and_asks(host: PlayedHost) -> None:
         host.session.say(messages.Call(number, "head.vacate", {"server": "gpu0", "patience_s": 60.0, "reason": "x"}))
 
 
+def _asks_twice_the_same(host: PlayedHost) -> None:
+    for _ in range(2):
+        host.session.say(messages.Call(1, "head.vacate", {"server": "gpu0", "patience_s": 60.0, "reason": "x"}))
+
+
+def _asks_what_cannot_be(host: PlayedHost) -> None:
+    host.session.say(messages.Call(1, "head.siblings", {"own": [Sibling("GPU-1", crashes_s=[float("nan")])]}))
+
+
+def _answers_what_nobody_asked(host: PlayedHost) -> None:
+    host.session.say(messages.Reply(4711, msgspec.Raw(messages.encode(None))))
+
+
 @pytest.mark.parametrize(
     "lie",
     [
         _answers_others_requests, _speaks_nonsense, _speaks_nonsense_of_itself, _names_a_channel_of_nobody,
-        _tells_of_a_server_twice_as_good, _asks_and_asks,
+        _tells_of_a_server_twice_as_good, _asks_and_asks, _asks_twice_the_same, _asks_what_cannot_be,
+        _answers_what_nobody_asked,
     ],
 )  # fmt: skip
 async def test_a_host_that_breaks_the_rules_is_closed_and_told(
@@ -182,6 +200,7 @@ async def test_a_host_that_breaks_the_rules_is_closed_and_told(
         job = await asyncio.to_thread(fleet.done, name, asked)
     assert not any(result["response"] == "a lie" for result in job.results)
     assert fleet.head.hosts()[joined.name]["reason"]
+    assert any(joined.name in line for line in fleet.head.events("host_untrue"))
     assert fleet.hosts[0].state() == "here"
 
 

@@ -116,6 +116,8 @@ async def test_hosts_are_let_in_drained_and_forgotten(served: tuple[FakeOperatio
     client = ControlClient(spool)
     found = await call(client.get, "hosts")
     assert found["hosts"][0]["name"] == "node07" and found["door"]["address"] == "10.0.0.1:7700"
+    [examined] = (await call(client.get, "hosts/findings"))["hosts"]
+    assert (examined["host"], examined["findings"][0]["level"]) == ("node07", "bad")
     assert (await call(client.post, "hosts/codes"))["link"].startswith("obatch://")
     await call(partial(client.post, "hosts/codes", body={"head": "head:7700"}))
     await call(partial(client.post, "hosts/enrolments", body={"valid_s": 3600.0}))
@@ -334,7 +336,8 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         (client.post, "alarms/test"),
         (client.delete, "models/m"), (client.get, "burnin/status"), (client.post, "burnin"), (client.get, "unknown"),
         (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
-        (client.post, "gpus/0/share"), (client.get, "hosts"), (client.post, "hosts/codes"),
+        (client.post, "gpus/0/share"), (client.get, "hosts"), (client.get, "hosts/findings"),
+        (client.post, "hosts/codes"),
         (client.post, "hosts/enrolments"), (client.post, "hosts/node07/drain"), (client.delete, "hosts/node07"),
     ):  # fmt: skip
         with pytest.raises(errors.ForbiddenError, match="and the members of the group obatch-admin"):

@@ -527,7 +527,7 @@ async def test_hosts_are_listed_with_what_there_is_to_say_of_them(
 ) -> None:
     daemon, spool = served
     code, page = await obatchctl(spool, "hosts")
-    assert code == 0 and "node07" in page and "the connection broke; Slurm job 4711" in page
+    assert code == 0 and "node07" in page and "the connection broke; Slurm job 4711; its clock" in page
     assert "enrolment enrol-1: good until 2026-12-06T10:00Z, 1 host by it" in page
     assert (await as_json(spool, "hosts"))["hosts"][0]["gpus"] == 4
     _, told = await obatchctl(spool, "hosts", "code", "--head", "head:7700")

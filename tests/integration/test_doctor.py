@@ -46,6 +46,7 @@ async def test_it_names_the_program_that_answers_and_its_version(tmp_path: Path,
         "about": "ollama",
         "text": f"0.24.0 at {program}",
         "next_command": "",
+        "host": "",
     }
 
 

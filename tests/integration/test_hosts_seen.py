@@ -88,7 +88,13 @@ def test_the_log_of_a_server_comes_from_its_host(fleet: Fleet) -> None:
 
 
 def test_doctor_and_metrics_know_the_hosts(fleet: Fleet) -> None:
-    assert "2 of 2 here, 4 servers" in said(fleet, "doctor")
+    page = said(fleet, "doctor")
+    assert "2 of 2 here, 4 servers" in page
+    for host in (fleet.first, fleet.second):
+        of_host = page.partition(f"\nhost {host.name}\n")[2].partition("\nhost ")[0]
+        assert "gpus    gpus = simulated:2" in of_host and " free" in of_host
+        ports = sorted(server["url"].rpartition(":")[2] for server in host.servers())
+        assert f"the daemon's servers use {', '.join(ports)}" in of_host
     text = fleet.head.client.get("metrics")["text"]
     assert 'obatch_host_up{host="node2"} 1.0' in text and 'obatch_server_slots{server="node10.gpu0"}' in text
 

@@ -46,9 +46,9 @@ def server_log(d: Daemon, server: str) -> str:
     return (d.spool / "work" / "logs" / f"{server}.log").read_text(errors="replace")
 
 
-def access(d: Daemon, server: str) -> list[tuple[int, float]]:
-    """(status, seconds) of every prompt that the server says it answered."""
-    return [(int(status), duration_s(text)) for status, text in _ACCESS.findall(server_log(d, server))]
+def access(log: str) -> list[tuple[int, float]]:
+    """(status, seconds) of every prompt that a server with this log says it answered."""
+    return [(int(status), duration_s(text)) for status, text in _ACCESS.findall(log)]
 
 
 def whole(job: Job, ids: set[str]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_three_drops_keep_two_real_servers_busy(real: Start) -> None:
     ended = max(record["finished_at"] for job in (extract, notes, packed) for record in job.results)
     span_s = _seconds(ended) - _seconds(begun)
     for server in ("cpu0", "cpu1"):
-        answered = access(d, server)
+        answered = access(server_log(d, server))
         assert all(status == 200 for status, _ in answered)
         in_flight = sum(seconds for _, seconds in answered) / span_s
         print(f"{server}: {len(answered)} answers, {in_flight:.2f} in flight on average by its own log")
@@ -121,7 +121,7 @@ def test_a_prompt_is_never_cut(real: Start, tmp_path: Path) -> None:
     job = d.done("long.jsonl", 60)
     assert job.codes() == {"context_exceeded": 1}
     assert [record["id"] for record in job.results] == ["short"]
-    assert sorted(status for status, _ in access(d, "cpu0")) == [200, 400]
+    assert sorted(status for status, _ in access(server_log(d, "cpu0"))) == [200, 400]
     d.drop("fits.jsonl", [{"id": "fits", "prompt": words, "context_length": 16384, "max_response_tokens": 4}])
     fits = d.done("fits.jsonl", 120)
     assert fits.errors == []

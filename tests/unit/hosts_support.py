@@ -110,6 +110,9 @@ class StandInHost:
     clock_s: float = 0.0  # ahead of the true time
     nonce: bytes | None = None  # said instead of the one of the challenge
     silent: bool = False  # says no hello
+    asks: bool = False  # for the terms alone
+    keeps_workers: bool = False  # whatever the head says
+    desks: dict[str, object] = attrs.field(factory=dict)  # beside that for servers
     _latest: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -120,7 +123,7 @@ class StandInHost:
     async def joined(self, hosts: Hosts, until_s: float | None = None) -> AsyncIterator[StandInHost]:
         """Dial the head, as it seems, and stay for the time of the context, or until the session ends."""
         one, self.socket = pair()
-        self.session = Session(self.socket, "the head", messages.to_host, self, {"servers": self.desk})
+        self.session = Session(self.socket, "the head", messages.to_host, self, {"servers": self.desk, **self.desks})
         self._latest, self.refused = 0, None
         self.channels.clear()
         self.held.clear()
@@ -137,7 +140,8 @@ class StandInHost:
             case messages.Challenge():
                 if not self.silent:
                     nonce = message.nonce if self.nonce is None else self.nonce
-                    self.say(Hello(nonce, self.name, self.version, "instance", "machine", time.time() + self.clock_s))
+                    clock_s = time.time() + self.clock_s
+                    self.say(Hello(nonce, self.name, self.version, "instance", "machine", clock_s, asks=self.asks))
             case messages.Accepted():
                 self.terms = message.terms
                 for news in self.servers.values():
@@ -149,7 +153,7 @@ class StandInHost:
                 self.terms = message
             case messages.Refused():
                 self.refused = message
-            case messages.KillWorker(channel):
+            case messages.KillWorker(channel) if not self.keeps_workers:
                 server = next(name for name, known in self.channels.items() if known == channel)
                 self.say(WorkerEnded(channel, "was ended", 1.0))
                 self.start_worker(server)

@@ -106,6 +106,12 @@ def _server(*at: str) -> Series:
     return found
 
 
+def _on_host(server: str, up: str) -> Series:
+    """A server of a joined host that is down; ``up`` says when its host is here."""
+    found = {series.replace("gpu3", f"node07.{server}"): values for series, values in _server("backoff").items()}
+    return found | {f'obatch_host_up{{{HOST},host="node07"}}': up}
+
+
 CASES: dict[str, Case] = {
     "ObatchDown": Case(3, {_UP: "1 0x100"}, [{_UP: "1x100"}, {_UP: "1 0 1 0 1x100"}, {'up{job="other"}': "0x100"}]),
     "ObatchAbsent": Case(6, {}, [{f'obatch_build_info{{version="1",{HOST}}}': "1x100"}]),
@@ -180,7 +186,12 @@ CASES: dict[str, Case] = {
     "ObatchServerDown": Case(
         12,
         _server("failed", "starting", "backoff"),
-        [_server("ready"), _server("draining"), _server("starting", "starting", "ready")],
+        [
+            _server("ready"),
+            _server("draining"),
+            _server("starting", "starting", "ready"),
+            *(_on_host(server, "0x100") for server in ("gpu3", "gpu3.mig1", "group0", "cpu0")),
+        ],
     ),
     "ObatchServerDrained": Case(
         16,
@@ -261,5 +272,9 @@ MORE = [
     # Twenty minutes after the latest answer, and not a quarter of an hour.
     ("ObatchStuck", Case(32, _queue("10x200", "0+1x10 10x200"), [_queue("10x200", "0+1x15 15x200")])),
     ("ObatchQueueGrows", Case(125, _busy("100+1x200", "6x200", kept="2x200"), [_busy("100+1x200", "6x200")])),
+    # Its host is here, and came back ten minutes ago; another one is away.
+    ("ObatchServerDown", Case(12, _on_host("gpu3", "1x100"), [])),
+    ("ObatchServerDown", Case(22, _on_host("gpu3", "0x10 1x100"), [_on_host("gpu3", "0x15 1x100")])),
+    ("ObatchServerDown", Case(12, _server("failed") | {f'obatch_host_up{{{HOST},host="node07"}}': "0x100"}, [])),
     ("ObatchServerDrained", Case(2000, _drained("1x1500 2x600", "0x1500 1x600"), [_drained("1x2100", "1x2100")])),
 ]

@@ -9,7 +9,9 @@ import pytest
 from test_fleet_views import page
 
 from obatchd.cli.doctor import host_checks, spool_checks
-from obatchd.cli.doctor.joined_checks import joined
+from obatchd.cli.doctor.joined_checks import joined, machines
+from obatchd.cli.doctor.result import CheckResult
+from obatchd.errors import ControlError, ForbiddenError, ObatchError
 from obatchd.settings.settings import Settings
 
 HEAD: dict[str, Any] = {"listen": "127.0.0.1:7700"}
@@ -49,8 +51,10 @@ def test_versions_clocks_and_the_hosts_own_notices_are_told(tmp_path: Path) -> N
     told = status()
     told["hosts"][0]["version"] = "0.9.1"
     told["notices"] = ["host node02: its clock is 30 s behind ours; let it follow a time server (timedatectl)"]
+    told["notices"] += ["host node01: it gets no work: by an administrator at 09:30"]
     told["reasons"] = ["host node03: The GPU driver has said nothing for 15 s."]
-    _, version, clock, driver = joined(told)
+    _, version, drained, clock, driver = joined(told)
+    assert drained.next_command == "obatchctl hosts resume node01"
     assert version.text == "node01 runs obatchd 0.9.1, the head 0.9.0: install the same on both"
     assert clock.text.startswith("node02: its clock is 30 s behind ours")
     assert clock.next_command == "ssh node02 timedatectl set-ntp true"
@@ -72,3 +76,34 @@ def test_ports_of_servers_elsewhere_are_not_looked_for_here() -> None:
     for server in told["servers"]:
         server["url"] = "http://127.0.0.1:11500"
     assert host_checks.ports(Settings(), told).text == "no server of the daemon uses one now"
+
+
+class Client:
+    """The part of :class:`obatchd.client.control.ControlClient` that is asked."""
+
+    def __init__(self, answer: dict[str, Any] | ObatchError) -> None:
+        self._answer = answer
+
+    def get(self, path: str) -> dict[str, Any]:
+        assert path == "hosts/findings"
+        if isinstance(self._answer, ObatchError):
+            raise self._answer
+        return self._answer
+
+
+def findings(answer: dict[str, Any] | ObatchError) -> list[CheckResult]:
+    client: Any = Client(answer)
+    return list(machines(client))
+
+
+def test_what_hosts_find_on_their_machines_is_told_with_their_names() -> None:
+    disk = {"level": "warn", "about": "disk", "text": "2 GB free", "next_command": "ssh node02 'df -h /var'"}
+    found = findings({"hosts": [{"host": "node01", "findings": []}, {"host": "node02", "findings": [disk]}]})
+    assert found == [CheckResult("warn", "disk", "2 GB free", "ssh node02 'df -h /var'", "node02")]
+
+
+def test_who_may_not_see_it_or_cannot_is_told_so() -> None:
+    [forbidden] = findings(ForbiddenError("for administrators"))
+    assert (forbidden.level, forbidden.text) == ("ok", "what each finds on its own machine is shown to administrators")
+    [failed] = findings(ControlError("it broke off"))
+    assert failed.level == "warn" and failed.text.endswith("is not known: it broke off")

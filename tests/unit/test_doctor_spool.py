@@ -85,16 +85,21 @@ def test_a_store_without_models_and_a_configuration_without_one_are_told(
 ) -> None:
     monkeypatch.setattr(store_checks, "_LOW_STORE_BYTES", 0)
 
-    def told(**settings: Any) -> str:
-        given = {"servers": {"models_dir": str(tmp_path / "models")}} | settings
-        [line] = store_checks.model_store(Settings.model_validate(given), tmp_path)
+    settings = Settings.model_validate({"servers": {"models_dir": str(tmp_path / "models")}})
+
+    def told() -> str:
+        [line] = store_checks.model_store(settings, tmp_path)
         return line.text.partition(" free; ")[2]
 
-    assert told(model="m") == "made by the first pull"
+    assert told() == "made by the first pull"
     (tmp_path / "models").mkdir()
-    assert told() == "no model in it yet; the configuration names no model, so each job has to"
+    assert told() == "no model in it yet"
     (tmp_path / "models/manifests").mkdir()
-    assert told(model="m") == ""
+    assert told() == ""
+    config = tmp_path / "obatchd.toml"
+    for text, more in (("", "; it names no model, so each job has to"), ('model = "m"', "")):
+        config.write_text(text)
+        assert next(examine(tmp_path / "spool", config)).text == f"{config}{more}"
 
 
 def test_nobody_is_told_of_the_models_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +181,11 @@ def test_the_configuration_is_the_one_that_the_running_daemon_has_read(tmp_path:
     runtime.create(tmp_path, "u", environ={"TMPDIR": str(tmp_path)})
     lines = {line.about: line for line in examine(tmp_path, None)}
     words = "no file: the running daemon has the defaults, unless OBATCHD_… variables say otherwise"
-    assert lines["config"].text == words
+    assert lines["config"].text == f"{words}; it names no model, so each job has to"
     given = tmp_path / "given.toml"
     given.touch()
     lines = {line.about: line for line in examine(tmp_path, given)}
-    assert lines["config"].text == str(given)
+    assert lines["config"].text == f"{given}; it names no model, so each job has to"
 
 
 @pytest.mark.usefixtures("quick")
@@ -258,7 +263,7 @@ def test_alarms_that_do_not_arrive_are_one_line(tmp_path: Path, status: dict[str
     trouble = "alarms do not arrive: the webhook at x failed at 10:00 (x cannot be reached)"
     status["notices"] = [f"{trouble}. Try it: obatchctl alarms test"]
     lines = [line for line in examine(tmp_path, None) if line.about == "alarms" or "arrive:" in line.text]
-    assert lines == [("bad", "alarms", trouble, "obatchctl alarms test")]
+    assert lines == [CheckResult("bad", "alarms", trouble, "obatchctl alarms test")]
 
 
 def test_of_a_wrong_configuration_no_line_takes_the_defaults(tmp_path: Path, status: dict[str, Any]) -> None:
@@ -274,7 +279,7 @@ def test_who_is_in_no_group_is_told_what_to_ask_for(tmp_path: Path, monkeypatch:
     words = "bob is not in the group lab and may not use obatchd."
     command = "sudo usermod -aG lab bob"
     refusal = ForbiddenError(f"{words} Ask an administrator for:  {command}   Then log out and in again.")
-    assert spool_checks.daemon(tmp_path, refusal) == [("bad", "daemon", words, command)]
+    assert spool_checks.daemon(tmp_path, refusal) == [CheckResult("bad", "daemon", words, command)]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

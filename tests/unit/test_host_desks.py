@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,17 +13,23 @@ import pytest
 from operations_support import Desk, desk
 from session_support import Kept, sessions
 
+from obatchd.cluster.head.standing import findings_of
+from obatchd.cluster.host.desks import doctor
+from obatchd.cluster.host.desks.doctor import HostDoctorDesk
 from obatchd.cluster.host.desks.gpus import GpuDesk
 from obatchd.cluster.host.desks.models import ModelDesk
 from obatchd.cluster.session import Session
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Released
 from obatchd.documents.history import GpuHistory
+from obatchd.documents.hosts import Finding
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ControlError, ModelError, NotFoundError
 from obatchd.gpucare.cards import GpuCards
 from obatchd.gpucare.past import Past
 from obatchd.ollama.api import StoredModel
 from obatchd.servers.stores.known import ModelInfo
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskSet
 
 
@@ -135,3 +142,57 @@ async def test_gpus_of_a_host_are_taken_out_of_use_and_lent_from_the_head(rig: D
         assert len(past.at_s) <= 6
         with pytest.raises(NotFoundError, match="no GPU 7"):
             await head.call("gpus.lend", GpuEntry, 5.0, name="7", for_s=60.0)
+
+
+def doctor_desk(directory: Path, *command: str, **settings: Any) -> HostDoctorDesk:
+    """Of a host with stand-ins, one server and a directory with room; ``command`` in place of its checks."""
+    fleet: Any = SimpleNamespace(servers={"gpu0": SimpleNamespace(base_url="http://127.0.0.1:1")})
+    current = Current(Settings.model_validate({"gpus": {"use": "simulated:1"}, **settings}))
+    return HostDoctorDesk(current, directory, fleet, *([command] if command else []))
+
+
+async def found_at(head: Session[Any], name: str = "node07") -> dict[str, Finding]:
+    """What a host of this session finds, by what it is about."""
+    host: Any = SimpleNamespace(name=name, session=head, reason="")
+    return {one.about: one for one in (await findings_of(host)).findings}
+
+
+async def test_the_checks_of_doctor_run_on_the_host_and_their_commands_are_for_the_head(
+    tmp_path: Path, tasks: TaskSet
+) -> None:
+    store = {"servers": {"models_dir": str(tmp_path / "models")}}
+    desk_of_host = doctor_desk(tmp_path, disk={"min_free_bytes": 2**62}, **store)
+    async with head_of({"doctor": desk_of_host}, tasks) as head:
+        found = await found_at(head)
+    assert list(found) == ["gpus", "ollama", "models", "ports", "others", "clock", "disk"]
+    assert found["gpus"].text == "gpus = simulated:1: the driver is not needed"
+    assert str(tmp_path / "models") in found["models"].text, "settings of the host count"
+    assert found["disk"].level == "warn" and "too little for logs" in found["disk"].text
+    assert found["disk"].next_command == f"ssh node07 'df -h {tmp_path}; df -i {tmp_path}'"
+
+
+async def test_checks_that_hang_or_end_by_a_defect_are_told_as_such(
+    tmp_path: Path, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_LIMIT_S", 0.2)
+    async with head_of({"doctor": doctor_desk(tmp_path, "sleep", "60")}, tasks) as head:
+        hung = (await found_at(head))["doctor"]
+    assert (hung.level, hung.next_command) == ("warn", "obatchctl hosts")
+    assert hung.text == "its checks have not ended within 0.2 s: a disk or the driver hangs"
+    monkeypatch.setattr(doctor, "_LIMIT_S", 20.0)
+    async with head_of({"doctor": doctor_desk(tmp_path, "sh", "-c", "echo no such module >&2")}, tasks) as head:
+        assert (await found_at(head))["doctor"].text == "its checks ended by a defect of obatchd: no such module"
+    async with head_of({}, tasks) as head:
+        assert "update obatchd" in (await found_at(head))["doctor"].text, "a host of an earlier version"
+
+
+class LyingDoctor:
+    """Says something without end."""
+
+    async def examine(self) -> list[Finding]:
+        return [Finding("ok", "disk", "x" * 4001)]
+
+
+async def test_a_finding_without_end_is_no_answer(tasks: TaskSet) -> None:
+    async with head_of({"doctor": LyingDoctor()}, tasks) as head:
+        assert "was cut off" in (await found_at(head))["doctor"].text

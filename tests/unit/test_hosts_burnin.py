@@ -10,7 +10,9 @@ import pytest
 from hosts_burnin_support import Cluster
 
 from obatchd.burnin.journal import journal
+from obatchd.cluster.desks import ToldRecords
 from obatchd.cluster.head.burnin import following
+from obatchd.cluster.host.desks.burnin import HostBurninDesk
 from obatchd.errors import ConfigError, ControlError, NotFoundError
 
 Made = Callable[..., Cluster]
@@ -93,6 +95,33 @@ async def test_a_host_whose_process_begins_anew_tells_all_of_it_again(made: Made
     assert [gap.reason for gap in status.gaps] == ["node02: obatchd was not running"]
     told = journal.read(cluster.directory / "head" / run / "node02.jsonl")
     assert len(told) == len(await cluster.machines["node02"].runs.records(run))
+
+
+UNTRUE: dict[str, list[bytes]] = {
+    "no beginning": [b'{"type":"loading","at_s":1.0}'],
+    "nothing known": [b"{"],
+    "two lines": [b"{}\n{}"],
+    "no time": [b'{"type":"loading","at_s":1e300}'],
+}
+
+
+@pytest.mark.parametrize("lines", UNTRUE.values(), ids=UNTRUE)
+async def test_records_that_cannot_be_end_the_session_and_nothing_of_them_is_kept(
+    made: Made, monkeypatch: pytest.MonkeyPatch, lines: list[bytes]
+) -> None:
+    cluster = await made(node01=1, node02=1).begin()
+    run = (await cluster.head.start(ALL)).run
+    await cluster.until_loading()
+    session = cluster.machines["node02"].joined.session
+    assert session is not None
+
+    async def records(_: HostBurninDesk, run: str, first: int) -> ToldRecords:
+        return ToldRecords("another life", lines, 10**6, 0.0)
+
+    monkeypatch.setattr(HostBurninDesk, "records", records)
+    assert await session.over() and session.code == "untrue"
+    copies = (cluster.directory / "head" / run).glob("node0*.jsonl")
+    assert not any(line in copy.read_bytes() for copy in copies for line in lines)
 
 
 async def test_a_host_that_stays_away_is_lost_and_its_report_follows_when_it_is_back(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from session_support import Kept, MemorySocket, pair, sessions
 
-from obatchd.child import FULL_BYTES
-from obatchd.cluster import messages, wire
+from obatchd.cluster import calls, messages, wire
+from obatchd.cluster import session as session_module
 from obatchd.cluster.session import Session
-from obatchd.errors import ModelError, NotFoundError, ServerError
+from obatchd.errors import ClusterError, ModelError, NotFoundError, ServerError
+from obatchd.frames import FULL_BYTES
 from obatchd.jobs.model import Profile
 
 
@@ -239,11 +240,60 @@ async def test_a_doubled_batch_ends_the_session() -> None:
         assert "batch 1 came where 2 was due" in await running_head
 
 
+async def test_a_flood_ends_the_session_whatever_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_MOST_MESSAGES_PER_S", 10)
+    for pieces in ([], [wire.Piece(1, b"")]):
+        socket, far = pair()
+        session: Session[Any] = Session(socket, "host node01", messages.to_head, Kept())
+        ending = asyncio.create_task(session.run())
+        for number in range(1, 50 if not pieces else 25):
+            await far.send(wire.encode(wire.Batch(number, pieces)))
+        with contextlib.suppress(ConnectionResetError):
+            await far.send(wire.encode(wire.Batch(50 if not pieces else 25, pieces)))
+        assert await ending == "it said 50 things within 0.0 s"
+        assert session.code == "untrue"
+
+
+async def test_a_long_message_that_is_no_answer_ends_the_session() -> None:
+    head, host = sessions(Kept(), Kept())
+    async with running(head, host) as (ending, _):
+        host.say(messages.Call(1, "x" * 5 * 2**20, {}))
+        assert "which is no answer" in await ending
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_MOST_UNREAD_BYTES", 2**20)
+    head, host = sessions(Kept(), Kept(), of_host={"flood": Flood()})
+    async with running(head, host):
+        stream = head.stream("flood.flow", bytes)
+        await anext(stream)
+        await until(lambda: not host._answering._tasks)
+        with pytest.raises(ServerError, match=r"the answer to flood\.flow comes faster than it is read"):
+            async for _ in stream:
+                pass
+        assert not head.is_over
+
+
 def test_messages_that_are_never_whole_are_bounded() -> None:
     receiver = wire.Receiver()
     with pytest.raises(Exception, match="not whole"):
         for number in range(1, 400):
             list(receiver.received(wire.encode(wire.Batch(number, [wire.Piece(number, bytes(2**20), more=True)]))))
+
+
+def test_parts_without_bytes_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_MOST_BYTES", 101 * 64)
+    receiver = wire.Receiver()
+
+    def received(number: int, channels: int, *, more: bool) -> list[tuple[int, bytes]]:
+        pieces = [wire.Piece(channel, b"", more) for channel in range(channels)]
+        return list(receiver.received(wire.encode(wire.Batch(number, pieces))))
+
+    for number in (1, 3):
+        assert received(number, 100, more=True) == []
+        assert received(number + 1, 100, more=False) == [(channel, b"") for channel in range(100)]
+    with pytest.raises(ClusterError, match="not whole"):
+        received(5, 102, more=True)
 
 
 async def test_silence_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ Of :mod:`obatchd.cluster.head.trust`, and of those that ask it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,10 +13,17 @@ import pytest
 from dispatch_support import SMALL
 from hosts_support import HeadRig, StandInHost, heads, host_news, server_news, until
 
-from obatchd.cluster import messages
-from obatchd.cluster.head import attendance, trust
+from obatchd.cluster import messages, session
+from obatchd.cluster.head import trust, workers
+from obatchd.cluster.head.asking import ask
+from obatchd.cluster.head.gpus import history
+from obatchd.cluster.head.joined import JoinedHost
+from obatchd.cluster.head.models import HostStore
 from obatchd.dispatch import protocol
-from obatchd.errors import ClusterError
+from obatchd.documents.gpus import GpuEntry, Gpus, KernelLogState
+from obatchd.documents.history import GpuColumns, GpuHistory
+from obatchd.errors import ClusterError, ServerError
+from obatchd.gpucare.siblings import Sibling
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
 
@@ -169,6 +176,21 @@ async def test_news_that_cannot_be_end_the_session(head: HeadRig, changes: dict[
         assert head.server().loaded is None
 
 
+NOTHING = msgspec.Raw(messages.encode(None))
+
+
+def card(**changes: Any) -> GpuEntry:
+    good = GpuEntry(
+        uuid="GPU-1", index=0, name="H100", serial="", slot="", health="ok", reason="", action="", quarantine=None,
+        lent_until=None, servers=["gpu0"], shared_with="",
+    )  # fmt: skip
+    return msgspec.structs.replace(good, **changes)
+
+
+def gpus(*cards: GpuEntry) -> Gpus:
+    return Gpus("ok", "", None, KernelLogState(None, ""), list(cards))
+
+
 OUT_OF_TURN: dict[str, Callable[[StandInHost], object]] = {
     "a worker at a server that is none": lambda host: host.say(messages.WorkerStarted("gpu9", 50, 1)),
     "a second worker": lambda host: host.say(messages.WorkerStarted("gpu0", 50, 1)),
@@ -182,6 +204,28 @@ OUT_OF_TURN: dict[str, Callable[[StandInHost], object]] = {
     "a reading of a GPU that is too busy": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", 0.0, 101)])),
     "a reading of no energy": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", 0.0, energy_j=NAN)])),
     "a reading of no time": lambda host: host.say(host_news(readings=[Reading("GPU-gpu0", NAN)])),
+    "a GPU twice": lambda host: host.say(host_news(gpus=gpus(card(), card()))),
+    "a health that is none": lambda host: host.say(host_news(gpus=gpus(card(health="splendid")))),
+    "a GPU that is lent until no time": lambda host: host.say(host_news(gpus=gpus(card(lent_until="soon")))),
+    "a temperature that is none": lambda host: host.say(host_news(gpus=gpus(card(power_w=INFINITE)))),
+    "GPUs of no state": lambda host: host.say(host_news(gpus=msgspec.structs.replace(gpus(), state="fine"))),
+    "more than news": lambda host: host.say(host_news(notices=["x" * 60_000] * 100)),
+    "an answer to no question": lambda host: host.say(messages.Reply(4711, NOTHING)),
+    "a part of an answer to no question": lambda host: host.say(messages.Part(4711, NOTHING)),
+    "an error that is none": lambda host: host.say(
+        messages.Reply(1, NOTHING, messages.CallError("ServerError", "Drop table;", "x"))
+    ),
+    "a question of no kind": lambda host: host.say(messages.Call(1, "head.siblings", {"own": 7})),
+    "half a question": lambda host: host.say(messages.Call(1, "head.vacate", {"server": "gpu0"})),
+    "patience without end": lambda host: host.say(
+        messages.Call(1, "head.vacate", {"server": "gpu0", "patience_s": INFINITE, "reason": "x"})
+    ),
+    "siblings without end": lambda host: host.say(
+        messages.Call(1, "head.siblings", {"own": [Sibling(str(number)) for number in range(100)]})
+    ),
+    "a sibling of no time": lambda host: host.say(
+        messages.Call(1, "head.siblings", {"own": [Sibling("GPU-1", crashes_s=[NAN])]})
+    ),
     "news without end": lambda host: host.say(host_news(leaving="x" * 100_000)),
 }
 
@@ -193,6 +237,68 @@ async def test_what_is_out_of_turn_ends_the_session(head: HeadRig, say: Callable
         say(host)
         await until(lambda: host.session.is_over)
     assert head.hosts.hosts["node07"].code in ("untrue", "bad_frame")
+    async with StandInHost("node08").joined(head.hosts):
+        await until(lambda: "node08.gpu0" in head.guests)
+
+
+class Lying:
+    """A desk that answers what cannot be."""
+
+    async def number(self) -> float:
+        return NAN
+
+    async def kind(self) -> int:
+        return 7
+
+    async def endless(self) -> str:
+        return "x" * 2**21
+
+    async def history(self, since_s: float, until_s: float, points: int, name: str | None) -> GpuHistory:
+        column = [1.0]
+        gpu = GpuColumns("GPU-1", 0, "H100", "", "", None, column, column, column, column, column, column, column)
+        return GpuHistory(10, [10, 20], [gpu], [], False)
+
+    async def show(self, model: str, verbose: bool) -> bytes:
+        return b"{"
+
+
+ASKED: dict[str, Callable[[JoinedHost], Awaitable[object]]] = {
+    "no number": lambda host: ask(host, "gpus.number", float),
+    "another kind": lambda host: ask(host, "gpus.kind", str),
+    "a text without end": lambda host: ask(host, "gpus.endless", str),
+    "columns that are too short": lambda host: history(host, 0.0, 30.0, 3, None),
+    "a model that is no JSON": lambda host: HostStore(host).show("tiny", verbose=False),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+async def test_an_answer_of_the_host_itself_that_cannot_be_ends_the_session(
+    head: HeadRig, asked: Callable[[JoinedHost], Awaitable[object]]
+) -> None:
+    async with StandInHost(desks={"gpus": Lying(), "models": Lying()}).joined(head.hosts) as host:
+        await until(lambda: head.guests)
+        with pytest.raises(ServerError, match="host node07 was cut off"):
+            await asked(head.hosts.hosts["node07"])
+        await until(lambda: host.session.is_over)
+    assert head.hosts.hosts["node07"].code == "untrue"
+
+
+async def test_a_worker_that_is_told_to_end_and_does_not_costs_its_session_and_no_request(
+    head: HeadRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "END_S", 0.05)
+    await head.rig.add(1, 1)
+    async with StandInHost(keeps_workers=True).joined(head.hosts) as host:
+        await until(lambda: host.held.get("gpu0"))
+        worker = head.rig.dispatcher.links["node07.gpu0"].worker
+        assert worker is not None
+        worker.kill()
+        await until(lambda: host.session.is_over)
+    assert "has not ended within" in head.hosts.hosts["node07"].reason
+    good = StandInHost("node08")
+    async with good.joined(head.hosts):
+        await until(lambda: good.held.get("gpu0"))
+        assert good.held["gpu0"][1, 1].attempt == 1
 
 
 async def test_a_host_has_only_so_many_servers(head: HeadRig) -> None:
@@ -231,13 +337,14 @@ async def test_a_host_says_hello_first(head: HeadRig) -> None:
 
 
 async def test_a_host_that_floods_is_cut_off(head: HeadRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attendance, "_MOST_MESSAGES_PER_S", 10)
-    async with StandInHost().joined(head.hosts) as host:
-        await until(lambda: head.guests)
-        for _ in range(100):
-            host.say(server_news())
-        await until(lambda: host.session.is_over)
-    assert "it said 50 things within" in head.hosts.hosts["node07"].reason
+    monkeypatch.setattr(session, "_MOST_MESSAGES_PER_S", 10)
+    for name, thing in (("node07", server_news()), ("node08", messages.CancelCall(1))):
+        async with StandInHost(name).joined(head.hosts) as host:
+            await until(lambda name=name: f"{name}.gpu0" in head.guests)
+            for _ in range(100):
+                host.say(thing)
+            await until(lambda host=host: host.session.is_over)
+        assert "it said 50 things within" in head.hosts.hosts[name].reason
 
 
 async def test_a_host_that_said_what_cannot_be_has_to_wait(head: HeadRig) -> None:

@@ -34,9 +34,13 @@ from obatchd.settings.settings import Settings
     help="A configuration file; else the one that the running daemon has read.",
 )
 def doctor_command(invocation: Invocation, config: Path | None) -> None:
-    """Look for what is wrong on this host. Exit code 1 if a line is bad."""
+    """Look for what is wrong on this host, and on those that joined. Exit code 1 if a line is bad."""
     results, lines = list(examine(invocation.spool, config)), []
+    shown = ""
     for result in results:
+        if result.host != shown:
+            lines.append(f"host {clean(result.host)}")
+            shown = result.host
         lines.append(styled(f"{result.level:<6}") + clean(f"{result.about:<8}{result.text}"))
         if result.next_command:
             lines.append(f"{'':<14}→ {clean(result.next_command)}")
@@ -48,14 +52,16 @@ def doctor_command(invocation: Invocation, config: Path | None) -> None:
 def examine(spool: Path, config: Path | None) -> Iterator[CheckResult]:
     """Every check, in the order in which things have to work; ``config`` instead of the daemon's own file."""
     found: Document | ObatchError
+    client = ControlClient(spool)
     try:
-        found = ControlClient(spool).get("status")
+        found = client.get("status")
     except ObatchError as error:
         found = error
     of_daemon = config is None and not isinstance(found, ObatchError)
     first, settings = _settings(spool, config or _configuration(spool), of_daemon)
     admin_groups = [settings.access.admin_group] if settings else []
-    for result in (first, *_checks(spool, settings, found)):
+    of_hosts = joined_checks.machines(client) if not isinstance(found, ObatchError) and found.get("hosts") else ()
+    for result in (first, *_checks(spool, settings, found), *of_hosts):
         yield result._replace(next_command=next_step(result.next_command, *admin_groups))
 
 
@@ -71,10 +77,11 @@ def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckR
         settings = reading.load(config, environ=environment | os.environ, flags={})
     except ConfigError as error:
         return bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}"), None
+    lacks = "" if settings.model else "; it names no model, so each job has to"
     if config:
-        return ok("config", f"{config} (of the running daemon)" if of_daemon else str(config)), settings
+        return ok("config", f"{config}{' (of the running daemon)' if of_daemon else ''}{lacks}"), settings
     who = "the running daemon has" if of_daemon else "a daemon has"
-    return ok("config", f"no file: {who} the defaults, unless OBATCHD_… variables say otherwise"), settings
+    return ok("config", f"no file: {who} the defaults, unless OBATCHD_… variables say otherwise{lacks}"), settings
 
 
 def _checks(spool: Path, known: Settings | None, found: Document | ObatchError) -> Iterator[CheckResult]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from obatchd.cli.command import Document
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
+from obatchd.client.control import ControlClient
+from obatchd.errors import ForbiddenError, ObatchError
 from obatchd.words import counted
 
 
@@ -30,6 +32,20 @@ def joined(status: Document) -> Iterator[CheckResult]:
         yield bad("hosts", f"none of {len(hosts)} is here: nothing is answered there", "obatchctl hosts")
     for host in hosts:
         yield from _one(host, status)
+
+
+def machines(client: ControlClient) -> Iterator[CheckResult]:
+    """What each host that is here finds on its own machine, by the same checks as here."""
+    try:
+        examined = client.get("hosts/findings")["hosts"]
+    except ForbiddenError:
+        yield ok("hosts", "what each finds on its own machine is shown to administrators")
+        return
+    except ObatchError as error:
+        yield warn("hosts", f"what each finds on its own machine is not known: {error.message}", "obatchctl hosts")
+        return
+    for host in examined:
+        yield from (CheckResult(**finding, host=host["host"]) for finding in host["findings"])
 
 
 def engine(status: Document) -> Iterator[CheckResult]:
@@ -73,5 +89,5 @@ def _next(name: str, words: str) -> str:
     if "its clock is" in words:
         return f"ssh {name} timedatectl set-ntp true"
     if "gets no work" in words:
-        return f"obatchctl hosts undrain {name}"
+        return f"obatchctl hosts resume {name}"
     return "obatchctl status"

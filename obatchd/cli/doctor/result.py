@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 class CheckResult(NamedTuple):
-    """What was looked at, how it is, and the next command where something should be done."""
+    """What was looked at, how it is, and the next command where something should be done; ``host`` is one that joined,
+    which looked on its own machine, empty: here."""
 
     level: Literal["ok", "warn", "bad"]
     about: str
     text: str
     next_command: str = ""
+    host: str = ""
 
 
 ok = partial(CheckResult, "ok")

@@ -167,13 +167,18 @@ def groups(settings: Settings) -> Iterator[CheckResult]:
 
 def disk(spool: Path, settings: Settings) -> CheckResult:
     """Free bytes and inodes where the spool is."""
-    place, _ = nearest(spool)
+    text, low, look = room(spool, settings)
+    return bad("disk", f"{text}: too little, dispatch pauses", look) if low else ok("disk", text)
+
+
+def room(directory: Path, settings: Settings) -> tuple[str, bool, str]:
+    """What is free where a directory is, in words, whether that is too little, and how to see it."""
+    place, _ = nearest(directory)
     found = os.statvfs(place)
     free_bytes = found.f_bavail * found.f_frsize
     text = f"{size(free_bytes)} free"
     if found.f_files:  # some filesystems, e.g. btrfs, have no fixed number of inodes and report 0
         text += f", {counted(found.f_favail, 'inode')} free"
     low_inodes = bool(found.f_files) and found.f_favail < settings.disk.min_free_inodes
-    if free_bytes < settings.disk.min_free_bytes or low_inodes:
-        return bad("disk", f"{text}: too little, dispatch pauses", f"df -h {place}; df -i {place}")
-    return ok("disk", text)
+    low = free_bytes < settings.disk.min_free_bytes or low_inodes
+    return text, low, f"df -h {place}; df -i {place}"

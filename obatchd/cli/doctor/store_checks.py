@@ -36,7 +36,7 @@ def model_store(settings: Settings, spool: Path) -> Iterator[CheckResult]:
             yield bad("models", f"servers.models_dir: {error.message}", "id; echo $HOME")
             return
         store = spool / "work/models"  # as the daemon has it where nobody has a home
-    yield _hindrance(store, account, spool) or _room(store, settings)
+    yield _hindrance(store, account, spool) or _room(store)
 
 
 def _hindrance(store: Path, account: Account | None, spool: Path) -> CheckResult | None:
@@ -68,7 +68,7 @@ def _hindrance(store: Path, account: Account | None, spool: Path) -> CheckResult
     return None
 
 
-def _room(store: Path, settings: Settings) -> CheckResult:
+def _room(store: Path) -> CheckResult:
     place, _ = nearest(store)
     text = f"{store}, {_free(place)}"
     if shutil.disk_usage(place).free < _LOW_STORE_BYTES:
@@ -77,8 +77,6 @@ def _room(store: Path, settings: Settings) -> CheckResult:
         text += "; made by the first pull"
     elif not os.path.isdir(store / "manifests"):
         text += "; no model in it yet"
-    if not settings.model:
-        text += "; the configuration names no model, so each job has to"
     return ok("models", text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 from typing import Protocol
@@ -12,19 +11,18 @@ import attrs
 import msgspec
 
 from obatchd import __version__, log
-from obatchd.cluster import messages, wire
+from obatchd.cluster import messages, plain, wire
 from obatchd.cluster.head import trust
 from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.head.reporting import HostAlarms
 from obatchd.cluster.messages import Accepted, Challenge, Hello, Refused, Terms, ToHead
 from obatchd.cluster.session import Session
 from obatchd.errors import ClusterError
+from obatchd.times import skew
 
 _log = log.get(__name__)
 HELLO_S = 10.0
-_SKEW_S = 5.0  # clocks that differ by more are told
-_WINDOW_S = 5.0
-_MOST_MESSAGES_PER_S = 20_000
+_STARTS = "it starts its servers"
 
 
 class Reception(Protocol):
@@ -34,9 +32,12 @@ class Reception(Protocol):
         """Why a host that has said hello gets no session now."""
         ...
 
-    def came(self, attendance: Attendance, hello: Hello) -> Terms:
-        """The session begins, and replaces an earlier one of the same host."""
+    def terms(self) -> Terms:
+        """What the head decides now."""
         ...
+
+    def came(self, attendance: Attendance, hello: Hello) -> None:
+        """The session begins, and replaces an earlier one of the same host."""
 
 
 @attrs.define(eq=False)
@@ -47,12 +48,9 @@ class Attendance:
     _reception: Reception
     _alarms: HostAlarms
     session: Session[ToHead] = attrs.field(init=False)  # set by whoever makes it
-    code: str = attrs.field(default="", init=False)  # of the error that ended the session
     _nonce: bytes = attrs.field(factory=lambda: os.urandom(16), init=False)
     _hello: Hello | None = attrs.field(default=None, init=False)
     _over: bool = attrs.field(default=False, init=False)
-    _heard: int = attrs.field(default=0, init=False)  # messages since ``_since_s`` (monotonic)
-    _since_s: float = attrs.field(factory=time.monotonic, init=False)
 
     def begin(self) -> list[asyncio.TimerHandle]:
         """Challenge the host; timers that end the session, where it says nothing or its allocation is over."""
@@ -77,52 +75,32 @@ class Attendance:
             return
         self._over = True
         self.session.end(reason)
-        self.code = self.code or ("bad_frame" if self.session.rules_broken else "")
         if self.host.session is self.session:
-            self.host.lost(reason, self.code)
-            if self.code:
-                _log.error("host_untrue", host=self.host.name, code=self.code, reason=reason)
+            self.host.lost(reason, self.session.code)
+            if self.session.code:
+                _log.error("host_untrue", host=self.host.name, code=self.session.code, reason=reason)
             else:
                 _log.warning("host_away", host=self.host.name, reason=reason)
 
     # What the host says.
 
     def control(self, message: ToHead) -> None:
-        if self._over:
-            return
-        try:
-            self._count()
+        if not self._over:
             self._hear(message)
-        except ClusterError as error:
-            self.code = error.code
-            raise
 
     def frame(self, channel: int, data: bytes) -> None:
         if self._over:
             return
+        if self.host.session is not self.session or channel == wire.CONTROL:
+            raise trust.lie("a worker spoke before the session had begun")
         try:
-            self._count()
-            if self.host.session is not self.session or channel == wire.CONTROL:
-                raise trust.lie("a worker spoke before the session had begun")
             self.host.workers.heard(channel, data)
-        except ClusterError as error:
-            self.code = error.code
-            raise
         except msgspec.MsgspecError as error:
-            self.code = "untrue"
             raise trust.lie(f"a worker sent what is no message: {error}") from None
 
     def drained(self) -> None:
         if not self._over:
             self.host.workers.drained()
-
-    def _count(self) -> None:
-        self._heard += 1
-        if self._heard >= _MOST_MESSAGES_PER_S * _WINDOW_S:
-            took_s = time.monotonic() - self._since_s
-            if took_s < _WINDOW_S:
-                raise trust.lie(f"it said {self._heard} things within {took_s:.1f} s")
-            self._heard, self._since_s = 0, time.monotonic()
 
     def _hear(self, message: ToHead) -> None:
         if self._hello is None:
@@ -132,6 +110,7 @@ class Attendance:
             return
         if self.host.session is not self.session:
             return  # refused, and about to be closed
+        plain.check(message)
         match message:
             case messages.ServerNews():
                 trust.check_server(message)
@@ -161,21 +140,34 @@ class Attendance:
             self.session.say(refused)
             self.session.end(refused.message)
             return
-        terms = self._reception.came(self, hello)
-        self.session.say(Accepted(terms))
+        if hello.asks:
+            self._asked(hello)
+            return
+        self._reception.came(self, hello)
+        self.session.say(Accepted(self._reception.terms()))
         _log.info("host_came", host=self.host.name, version=hello.version, by=hello.allocation or "itself")
-        if abs(self.host.skew_s) > _SKEW_S:
+        if skew(self.host.skew_s):
             _log.warning("host_clock", host=self.host.name, skew_s=round(self.host.skew_s, 1))
+
+    def _asked(self, hello: Hello) -> None:
+        """A host at its first start, which comes back with servers."""
+        self.session.say(Accepted(self._reception.terms()))
+        self.session.end(_STARTS)
+        if self.host.session is None:
+            self.host.reason, self.host.code = _STARTS, ""
+        _log.info("host_starts", host=self.host.name, version=hello.version)
 
     def _unfit(self, hello: Hello) -> Refused | None:
         """Why a host that says this can have no session."""
+        try:
+            trust.check_hello(hello)
+        except ClusterError as lie:
+            return Refused(lie.code, lie.message, final=True)
         if hello.nonce != self._nonce:
             return Refused("replayed", "this hello answers another challenge")
         if hello.name != self.host.name:
             words = f"the credential is of host {self.host.name}, and this one calls itself {hello.name[:60]!r}"
             return Refused("wrong_name", f"{words}: run obatchd-join again on it", final=True)
-        if not math.isfinite(hello.clock_s):
-            return Refused("untrue", "its clock tells no time", final=True)
         if hello.protocol != messages.PROTOCOL or _minor(hello.version) != _minor(__version__):
             older = "the host" if _order(hello.version) < _order(__version__) else "the head"
             newer = max(hello.version, __version__, key=_order)

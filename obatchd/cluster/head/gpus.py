@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from obatchd.cluster.head.asking import ask
+from obatchd.cluster.head.asking import ask, lied
 from obatchd.cluster.head.joined import JoinedHost
+from obatchd.cluster.head.trust import lie
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, HostProbe, Released
 from obatchd.documents.history import GpuColumns, GpuHistory
 
@@ -77,6 +78,9 @@ async def history(host: JoinedHost, since_s: float, until_s: float, points: int,
     """Readings and events over some time; seconds since the epoch."""
     asked: dict[str, Any] = {"since_s": since_s, "until_s": until_s, "points": points, "name": uuid}
     found = await ask(host, "gpus.history", GpuHistory, _LOOK_S, **asked)
+    told = (getattr(columns, name) for columns in found.gpus for name in GpuColumns.__struct_fields__)
+    if any(isinstance(column, list) and len(column) != len(found.at_s) for column in told):
+        raise lied(host, lie("its history has columns that are not as long as their time"))
     found.gpus = [msgspec.structs.replace(columns, host=host.name) for columns in found.gpus]
     found.events = [_event(host, event) for event in found.events]
     return found

@@ -15,9 +15,11 @@ from obatchd.cluster import messages
 from obatchd.cluster.head.attendance import Attendance
 from obatchd.cluster.head.joined import Attached, JoinedHost
 from obatchd.cluster.head.reporting import HostAlarms
+from obatchd.cluster.head.standing import findings_of
 from obatchd.cluster.messages import Hello, Refused, Terms
 from obatchd.cluster.session import Session, Socket
 from obatchd.cluster.terms import terms
+from obatchd.documents.hosts import HostFindings
 from obatchd.errors import NotFoundError
 from obatchd.gpucare.siblings import Sibling
 from obatchd.settings.current import Current
@@ -124,7 +126,9 @@ class Hosts:
         attendance = Attendance(self._host(name), self, self._alarms)
         attendance.host.until_s = until_s
         desks = {"head": HeadDesk(name, self._attached)}
-        session = attendance.session = Session(socket, f"host {name}", messages.to_head, attendance, desks)
+        session = attendance.session = Session(
+            socket, f"host {name}", messages.to_head, attendance, desks, trusted=False
+        )
         self._all.add(attendance)
         timers = attendance.begin()
         running = asyncio.create_task(session.run(), name=f"session-{name}")
@@ -137,7 +141,7 @@ class Hosts:
             attendance.over("its connection is gone")  # cancelled by that
             if self._present.get(name) is attendance:
                 del self._present[name]
-            if attendance.code:
+            if session.code:
                 self._bars.setdefault(name, _Bar()).lied(time.monotonic() - session.began_s)
             await asyncio.wait([running])
 
@@ -150,14 +154,16 @@ class Hosts:
         words = f"host {host.name} said what cannot be ({host.reason}); it may come again in {math.ceil(bar.left_s)} s"
         return Refused("untrue", words)
 
-    def came(self, attendance: Attendance, hello: Hello) -> Terms:
+    def terms(self) -> Terms:
+        return terms(self._settings.value)
+
+    def came(self, attendance: Attendance, hello: Hello) -> None:
         host = attendance.host
         if (earlier := self._present.get(host.name)) is not None:
             _log.warning("host_replaced", host=host.name, reason="another session of it has begun")
             earlier.over("another session of this host has begun")
         self._present[host.name] = attendance
         host.begin(attendance.session, hello)
-        return terms(self._settings.value)
 
     def cut_off(self, name: str, reason: str) -> None:
         """End the session with a host, if there is one; also one that has begun and has not said hello."""
@@ -188,9 +194,14 @@ class Hosts:
 
     def settings_changed(self) -> None:
         """Tell every host what the head decides now."""
-        told = terms(self._settings.value)
+        told = self.terms()
         for attendance in self._present.values():
             attendance.session.say(told)
+
+    async def examine(self) -> list[HostFindings]:
+        """What each host that is here finds on its own machine, by the checks of doctor."""
+        here = [host for _, host in sorted(self._hosts.items()) if host.session is not None]
+        return await asyncio.gather(*map(findings_of, here))
 
     # Commands of administrators.
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import attrs
 import msgspec
 
-from obatchd.cluster.head.asking import ANSWER_S, ask, follow
+from obatchd.cluster.head.asking import ANSWER_S, ask, follow, lied
 from obatchd.cluster.head.joined import JoinedHost
+from obatchd.cluster.head.trust import lie
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.model_names import folded
@@ -83,7 +84,10 @@ class HostStore:
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw] | None:
         shown = await self._told(ask(self.host, "models.show", bytes, model=model, verbose=verbose))
-        return msgspec.json.decode(shown, type=dict[str, msgspec.Raw]) if shown else None
+        try:
+            return msgspec.json.decode(shown, type=dict[str, msgspec.Raw]) if shown else None
+        except msgspec.MsgspecError as error:
+            raise lied(self.host, lie(f"what it shows of a model is none: {error}")) from None
 
     async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
         async with aclosing(follow(self.host, "models.pull", PullProgress, name=name)) as steps:

@@ -7,8 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
 from obatchd import log
 from obatchd.cluster.head.sensors import HostSensors
 from obatchd.cluster.messages import Busy, Fault, Progressed, ServerNews, SlotNews, ToHead, UseSlots
@@ -265,16 +263,12 @@ class HostedServer:
 
     async def _call(self, name: str, kind: type[T], **arguments: Any) -> T:
         """Ask its host. Whatever goes wrong there is a ServerError or ModelError here, as dispatch expects it."""
-        session = self._present()
         try:
-            return await session.call(f"servers.{name}", kind, None, server=self.local_id, **arguments)
+            return await self._present().call(f"servers.{name}", kind, None, server=self.local_id, **arguments)
         except (ServerError, ModelError):
             raise
         except ObatchError as error:
             raise ServerError(error.message, code=error.code) from None
-        except msgspec.MsgspecError as error:
-            session.end(f"its answer to servers.{name} is none: {error}")
-            raise ServerError(f"host {self.host} gave no answer to {name}", code="host_away") from None
 
     # --- what the dispatcher tells ----------------------------------------------------------------------------------
 

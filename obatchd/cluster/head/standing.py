@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from obatchd.cluster.head.joined import JoinedHost
-from obatchd.documents.status import HostBrief
-from obatchd.times import duration, instant
+import shlex
 
-MOST_SKEW_S = 5.0  # of the clocks of head and host
+import msgspec
+
+from obatchd.cluster.head.asking import ask
+from obatchd.cluster.head.joined import JoinedHost
+from obatchd.documents.hosts import Finding, HostFindings
+from obatchd.documents.status import HostBrief
+from obatchd.errors import ObatchError
+from obatchd.times import instant, skew
+
+_EXAMINED_S = 50.0  # its checks may take long where something hangs there
 
 
 def brief(host: JoinedHost) -> HostBrief:
@@ -35,14 +42,23 @@ def notices_of(host: JoinedHost) -> list[str]:
         return [f"host {host.name}: {host.reason}"] if host.leaving else []
     found = [f"it is about to go: {host.leaving}"] if host.leaving else []
     found += [f"it gets no work: {host.drained}"] if host.drained else []
-    found += [skew] if (skew := skew_words(host)) else []
+    differs = skew(host.skew_s)
+    found += [f"{differs}; let it follow a time server (timedatectl)"] if differs else []
     found += host.news.notices if host.news is not None else []
     return [f"host {host.name}: {words}" for words in found]
 
 
-def skew_words(host: JoinedHost) -> str:
-    """That its clock differs from ours; empty: it does not, by more than a few seconds."""
-    if abs(host.skew_s) <= MOST_SKEW_S:
-        return ""
-    side = "ahead of" if host.skew_s > 0 else "behind"
-    return f"its clock is {duration(abs(host.skew_s))} {side} ours; let it follow a time server (timedatectl)"
+async def findings_of(host: JoinedHost) -> HostFindings:
+    """What it finds on its own machine; that it does not answer is a finding, too."""
+    try:
+        found = await ask(host, "doctor.examine", list[Finding], _EXAMINED_S)
+    except ObatchError as error:
+        return HostFindings(host.name, [Finding("warn", "doctor", error.message, "obatchctl hosts")])
+    return HostFindings(host.name, [_from_here(host.name, one) for one in found])
+
+
+def _from_here(name: str, found: Finding) -> Finding:
+    """With a command that is typed at the head, where the host's own is one word: only a shell of the host reads it."""
+    if not found.next_command:
+        return found
+    return msgspec.structs.replace(found, next_command=shlex.join(("ssh", name, found.next_command)))

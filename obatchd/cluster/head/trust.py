@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import attrs
 import msgspec
 
-from obatchd.cluster.messages import HostNews, ServerNews
+from obatchd.cluster.messages import Hello, HostNews, ServerNews
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import INTERACTIVE, ResultItem
-from obatchd.documents.gpus import Reading
+from obatchd.documents.gpus import GpuEntry, Reading
 from obatchd.errors import ClusterError
 from obatchd.jobs.model import Outcome, Profile, place_of
 from obatchd.ollama import faults
@@ -31,6 +31,8 @@ _MOST_TEXT = 64 * 1024  # characters of a reason
 _MOST_GPUS = 64
 _MOST_ENTRIES = 64  # of a table in news
 _MOST_COUNT = 2**53
+_MOST_NAME = 400  # characters
+_MOST_EPOCH_S = 2e11  # within the years that have four digits
 _MOST_S = 1e8  # three years
 _MOST_TOKENS = 10**9
 _MOST_J = 1e15
@@ -42,6 +44,7 @@ _KINDS = frozenset(
     {faults.REQUEST, faults.SERVER, faults.CRASH, faults.LOAD, faults.ANSWER, faults.NOBODY, faults.FOREIGN}
 )
 _STATES = frozenset(state.value for state in ServerState)
+_LEVELS, _PROBES = frozenset({"ok", "warn", "quarantine", "unknown"}), frozenset({"ok", "absent", "unknown"})
 Key = tuple[int, int]
 
 
@@ -71,6 +74,13 @@ def _texts(values: Iterable[tuple[str, str]], most: int = _MOST_TEXT) -> None:
 
 
 # News.
+
+
+def check_hello(hello: Hello) -> None:
+    """Raises ClusterError (``untrue``) where no host can say that of itself."""
+    named = ("name", "version", "instance", "machine", "allocation")
+    _texts(((f"its {name}", getattr(hello, name)) for name in named), _MOST_NAME)
+    _demand(0 <= hello.clock_s <= _MOST_EPOCH_S, f"its clock tells no time: {hello.clock_s}")
 
 
 def check_server(news: ServerNews) -> None:
@@ -128,7 +138,23 @@ def check_host(news: HostNews) -> None:
         _demand(len(held) <= MOST_SERVERS * 4, f"it has too many {name} ({len(held)})")
     for reading in news.readings:
         _check_reading(reading)
-    _demand(len(news.gpus.gpus) <= MOST_SERVERS, f"it has too many GPUs ({len(news.gpus.gpus)})")
+    cards = news.gpus.gpus
+    _demand(len(cards) <= MOST_SERVERS, f"it has too many GPUs ({len(cards)})")
+    _demand(len({card.uuid for card in cards}) == len(cards), "it has one GPU twice")
+    _demand(news.gpus.state in _PROBES, f"the state of its GPUs is {news.gpus.state[:40]!r}")
+    for card in cards:
+        _check_card(card)
+
+
+def _check_card(card: GpuEntry) -> None:
+    where = f"GPU {card.uuid[:80]}: "
+    _texts(((f"{where}{name}", getattr(card, name)) for name in ("uuid", "name", "serial", "slot")), _MOST_NAME)
+    _demand(card.health in _LEVELS, f"{where}its health is {card.health[:40]!r}")
+    _counts([(f"{where}index", card.index)])
+    out = card.quarantine
+    since = [] if out is None else [out.since, *(finding.since for finding in out.findings)]
+    for instant in (card.lent_until, *since):
+        _demand(_is_instant(instant or ""), f"{where}a time that is none: {(instant or '')[:40]!r}")
 
 
 def _check_reading(reading: Reading) -> None:

@@ -13,17 +13,19 @@ import attrs
 import msgspec
 
 from obatchd import log
-from obatchd.child import Drained, End
+from obatchd.child import End
 from obatchd.cluster.head.trust import Ledger, lie
 from obatchd.cluster.messages import KillWorker, ToHead, WorkerEnded, WorkerStarted
 from obatchd.cluster.session import Session
 from obatchd.cluster.wire import WHOLE_BYTES
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.workers import WorkerPlace
+from obatchd.frames import Drained
 from obatchd.ollama import faults
 
 _log = log.get(__name__)
 MOST_REQUEST_BYTES = WHOLE_BYTES // 3  # its answer has to come back as one message, and quotes it
+END_S = 30.0  # after which a worker that was told to end has ended
 _FURTHER = 1.5  # so many times as far it may seem after one ping: a loop that stood still is no distance
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -46,6 +48,7 @@ class HostedWorker:
     _pinged: tuple[int, float] = attrs.field(
         default=(-1, 0.0), init=False
     )  # the latest new count, and when (monotonic)
+    _must_end: asyncio.TimerHandle | None = attrs.field(default=None, init=False)  # it was told to end
     away_s: float = attrs.field(default=0.0, init=False)  # the way there and back; 0: not known yet
 
     def __attrs_post_init__(self) -> None:
@@ -107,8 +110,14 @@ class HostedWorker:
         self._place.heard(protocol.Results([failed]))
 
     def kill(self) -> None:
+        if self._must_end is None:
+            self._must_end = asyncio.get_running_loop().call_later(END_S, self._has_not_ended)
         self._ended = True
         self._session.say(KillWorker(self._channel))
+
+    def _has_not_ended(self) -> None:
+        """Its requests would wait for its end for ever."""
+        self._session.end(f"the worker of {self._server} has not ended within {END_S:g} s of being told to")
 
     # What comes from its host.
 
@@ -131,12 +140,14 @@ class HostedWorker:
             self.away_s = min(took_s, self.away_s * _FURTHER) if self.away_s else took_s
 
     def ended(self, end: End) -> None:
-        self._ended = True
+        self.forgotten()
         self._place.ended(end)
 
     def forgotten(self) -> None:
         """Nobody at the head has to do with it any more; its host ends it with its server, or with the session."""
         self._ended = True
+        if self._must_end is not None:
+            self._must_end.cancel()
 
 
 @attrs.define(eq=False)

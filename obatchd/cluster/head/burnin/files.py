@@ -20,10 +20,11 @@ import msgspec
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Record, Unit
 from obatchd.burnin.run.plan import Asked
-from obatchd.documents.burnin import Plan
-from obatchd.errors import NotFoundError, StoreError
+from obatchd.documents.burnin.plan import Plan
+from obatchd.errors import ClusterError, NotFoundError, StoreError
 
 _RUN = "run.json"
+_MOST_COPY_BYTES = 256 * 2**20  # of one host: a day of eight GPUs has ten million
 
 PartState = Literal["waiting", "begun", "over", "not_begun", "lost"]
 
@@ -110,8 +111,12 @@ class RunFiles:
         return self._directory / run / f"{host}.jsonl"
 
     def append(self, run: str, host: str, lines: Sequence[bytes]) -> None:
-        """Add to the copy of a host's records."""
+        """Add to the copy of a host's records. Raises ClusterError (``untrue``) where there is no end of them."""
         with open(self._copy(run, host), "ab") as file:
+            if file.tell() > _MOST_COPY_BYTES:
+                raise ClusterError(
+                    f"it has told more than {_MOST_COPY_BYTES // 2**20} MiB of one burn-in", code="untrue"
+                )
             file.write(b"".join(line + b"\n" for line in lines))
 
     def forget(self, run: str, host: str) -> None:

@@ -7,17 +7,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from obatchd import log
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Ended, Record
+from obatchd.burnin.journal.records import Begun, Bucket, Ended, Gap, Record
 from obatchd.burnin.run.manager import Burnin
+from obatchd.cluster import plain
 from obatchd.cluster.desks import ToldRecords
+from obatchd.cluster.head.asking import ask, lied
 from obatchd.cluster.head.burnin.files import HostsRun, Part, PartState, RunFiles
 from obatchd.cluster.head.joined import JoinedHost
+from obatchd.cluster.head.trust import lie
 from obatchd.cluster.session import Session
-from obatchd.errors import NotFoundError, ObatchError, ServerError
+from obatchd.errors import ClusterError, NotFoundError, ObatchError, ServerError
 
 _log = log.get(__name__)
 _ANSWER_S = 15.0  # longest wait for an answer of a host
@@ -26,6 +27,9 @@ LOST_S = 600.0  # nobody waits longer for a host that is away when all others ar
 STOPPED_S = 20.0  # the same, once the run was stopped
 _SKEW_S = 1.0  # a smaller change of the difference of clocks is not written down
 _MOST_LINES = 1_000_000  # of one host: a month of eight GPUs has fewer
+_MOST_ANSWERS = 200  # of one host in one look, so that nobody waits long for another one
+_MOST_EPOCH_S = 2e11  # within the years that have four digits
+_MOST_SPAN_S = 1e8
 _BRING_BACK = "Bring the host back (obatchctl hosts says why it is away), then run the burn-in again."
 _AGAIN = "Put that right on the host, and run the burn-in again; nothing was found against the GPU itself."
 
@@ -114,7 +118,7 @@ class Following:
                 self._is(part, "begun")
             if self.run.stopped:
                 await _call(host.session, "stop", run=self.run.run, why=self.run.stopped)
-            over = await self._fetch(part, host.session)
+            over = await self._fetch(part, host)
         except ServerError as error:
             self._is_away(part, error.message)
         except NotFoundError as error:
@@ -127,8 +131,6 @@ class Following:
         except OSError as error:
             del self._lines[part.host]  # what of it was written is looked at again
             _log.error("burnin_not_written", run=self.run.run, reason=log.reason(error))
-        except msgspec.MsgspecError as error:
-            host.session.end(f"its answer about a burn-in is none: {error}")
         else:
             self._heard_s[part.host] = time.monotonic()
             self._is(part, "over" if over else "begun")
@@ -139,13 +141,13 @@ class Following:
         else:
             self._is_away(part, error.message)
 
-    async def _fetch(self, part: Part, session: Session[Any]) -> bool:
+    async def _fetch(self, part: Part, sender: JoinedHost) -> bool:
         """Copy the records that are new; whether the last one is there."""
         run, host, over = self.run.run, part.host, False
         if host not in self._lines:
             await self._take_stock(host)
-        while True:
-            told = await session.call("burnin.records", ToldRecords, _ANSWER_S, run=run, first=self._lines[host])
+        for _ in range(_MOST_ANSWERS):
+            told = await ask(sender, "burnin.records", ToldRecords, _ANSWER_S, run=run, first=self._lines[host])
             if told.life != part.life:  # its process began anew, and the last ones may never have reached its disk
                 part.life = told.life
                 if self._lines[host]:
@@ -155,11 +157,16 @@ class Following:
             if abs(told.clock_s - time.time() - part.ahead_s) > _SKEW_S:
                 part.ahead_s = round(told.clock_s - time.time(), 1)
             part.loads = told.loads
-            await asyncio.to_thread(self._files.append, run, host, told.lines)
+            try:
+                records = _checked(told, run, is_first=not self._lines[host])
+                await asyncio.to_thread(self._files.append, run, host, told.lines)
+            except ClusterError as untrue:
+                raise lied(sender, untrue) from None
             self._lines[host] += len(told.lines)
-            over = self._count(host, journal.decoded(told.lines)) or over
+            over = self._count(host, records) or over
             if not told.lines or self._lines[host] >= min(told.total, _MOST_LINES):
-                return over
+                break
+        return over
 
     async def _take_stock(self, host: str) -> None:
         """Of what an earlier head has copied."""
@@ -206,6 +213,23 @@ class Following:
             _log.warning("hosts_burnin_part", run=self.run.run, host=part.host or "here", state=state, reason=reason)
         else:
             _log.info("hosts_burnin_part", run=self.run.run, host=part.host or "here", state=state)
+
+
+def _checked(told: ToldRecords, run: str, *, is_first: bool) -> list[Record]:
+    """The records in an answer. Raises ClusterError (``untrue``) where no host can have recorded that."""
+    records = journal.decoded(told.lines)
+    begun = records[0] if records else None
+    if any(b"\n" in line for line in told.lines):
+        raise lie("a record of several lines")
+    if is_first and told.lines and not (isinstance(begun, Begun) and begun.plan.run == run):
+        raise lie(f"its records of burn-in {run} do not begin as a run does")
+    plain.check(records)
+    for record in records:
+        times = (record.from_s, record.until_s) if isinstance(record, Gap) else (record.at_s,)
+        span_s = record.span_s if isinstance(record, Bucket) else 0.0
+        if not (all(0 <= at_s <= _MOST_EPOCH_S for at_s in times) and 0 <= span_s <= _MOST_SPAN_S):
+            raise lie(f"a record of burn-in {run} has a time that cannot be")
+    return records
 
 
 async def _call(session: Session[Any], method: str, **arguments: Any) -> None:
