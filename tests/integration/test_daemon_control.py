@@ -57,6 +57,7 @@ def test_a_spool_is_backed_up_at_work_lost_and_restored(daemon: Start, tmp_path:
     d.drop("job.jsonl", prompts(60))
     job = d.job("job.jsonl")
     wait_for(lambda: d.client.get(f"jobs/{job.id}")["succeeded"] >= 10, 10, "some answers")
+    d.client.post("pause")  # it is open for as long as a backup may take
     made = d.control("backup", str(backup))
     assert made.returncode == 0 and "1 job, 1 of them open" in made.stdout, made.stderr
     refused = d.control("restore", str(backup))
@@ -69,6 +70,7 @@ def test_a_spool_is_backed_up_at_work_lost_and_restored(daemon: Start, tmp_path:
     restored = d.control("restore", str(backup))
     assert restored.returncode == 0, restored.stderr
     d.start()
+    d.client.post("resume")
     d.done("job.jsonl", 10).check()
     assert len(d.received()) <= 50  # what had its answer is not asked again
 

@@ -12,7 +12,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.fleet import host_table, not_ready
 from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table, wrapped
-from obatchd.users import user_name
+from obatchd.naming import user_name
 from obatchd.words import counted, energy, job_ending, server_state
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")

@@ -18,7 +18,7 @@ import click
 
 from obatchd import times
 from obatchd.cli.command import clean
-from obatchd.users import user_name
+from obatchd.naming import user_name
 from obatchd.words import binary_size
 
 NOTHING = "–"
