@@ -24,13 +24,13 @@ import attrs
 import uvloop
 from harness import finish, table
 
-from obatchd.child import Drained
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.workers import WorkerLife, WorkerPlace
 from obatchd.errors import ObatchError
+from obatchd.frames import Drained
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Never, TypeVar
 
-from obatchd import child
+from obatchd import frames
 
 Send = Callable[[object], None]
 Message = TypeVar("Message")
@@ -86,7 +86,7 @@ class Died(Exception):
 
 
 def messages(
-    work: Callable[[Send], None], decoder: child.Decoder[Message], limits: Limits, parent: socket.socket
+    work: Callable[[Send], None], decoder: frames.Decoder[Message], limits: Limits, parent: socket.socket
 ) -> Iterator[Message]:
     """What ``work`` sends, which is run in the child. The calling process must have one thread.
 
@@ -109,7 +109,7 @@ def messages(
                     os.kill(pid, signal.SIGKILL)
                     os._exit(0)
                 try:
-                    message = child.receive(ours, decoder)
+                    message = frames.receive(ours, decoder)
                 except ConnectionError:
                     break
                 yield message
@@ -146,7 +146,7 @@ def _child(work: Callable[[Send], None], connection: socket.socket, limits: Limi
             _confine()
         except OSError:
             os._exit(_NOT_CONFINED)
-        work(lambda message: child.send(connection, message))
+        work(lambda message: frames.send(connection, message))
         os._exit(0)
     except MemoryError:
         os._exit(_NO_MEMORY)

@@ -1,8 +1,9 @@
-"""How people name jobs: the one reader of every JOB that is typed, and what lists of jobs are chosen by."""
+"""How people name jobs: the one reader of every JOB that is typed, and what lists of jobs are chosen by. And users."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -67,3 +68,11 @@ class JobName:
         named = name == self._last or name.startswith(f"{self._last}.")
         part = job.startswith(self._beginning) or job.endswith(self._end)
         return [job == self._id, label in self._labels, named, part]
+
+
+def user_name(uid: int) -> str:
+    """The name of a user; the uid as text where the user database has none (any more). It may take long to say so."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

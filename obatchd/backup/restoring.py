@@ -22,10 +22,10 @@ from obatchd.backup import contents
 from obatchd.backup.contents import End, Manifest
 from obatchd.errors import SpoolError
 from obatchd.jobs.model import is_passed_over
+from obatchd.naming import user_name
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import RESTORING, Layout
 from obatchd.spool.owners import OwnerDirectories
-from obatchd.users import user_name
 
 _MADE_BY_START = frozenset((".lock", "uuid"))
 _COPY_BYTES = 1024**2

@@ -6,7 +6,7 @@ import click
 
 from obatchd.cli.command import Command, Document, Invocation, Since, clean
 from obatchd.cli.views.text import NOTHING, table
-from obatchd.users import user_name
+from obatchd.naming import user_name
 from obatchd.words import counted
 
 

@@ -6,7 +6,7 @@ import click
 
 from obatchd.cli.command import Document, Group, Invocation, Span
 from obatchd.cli.views.text import NOTHING, table
-from obatchd.users import user_name
+from obatchd.naming import user_name
 
 key_command = Group("key", "Make, list and remove keys of programs.", lists=True)
 _DAY_S = 86400.0

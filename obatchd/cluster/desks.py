@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from obatchd.burnin.run.plan import Asked
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.documents.hosts import Finding
 from obatchd.gpucare.siblings import Sibling
 from obatchd.jobs.model import Profile

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from obatchd import child
+from obatchd import frames
 from obatchd.cluster.launching import (
     Asked,
     Cleared,
@@ -58,14 +58,14 @@ class Mailbox:
     def first(self) -> Orders:
         """Wait for the first orders, and read on in the background."""
         while self._orders is None:
-            self._take(child.receive(self._socket, to_launcher))
+            self._take(frames.receive(self._socket, to_launcher))
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
         return self._orders
 
     def _read(self) -> None:
         try:
             while True:
-                self._take(child.receive(self._socket, to_launcher))
+                self._take(frames.receive(self._socket, to_launcher))
         finally:  # the daemon is gone; actors stay, and its next launcher finds them
             os._exit(0)
 
@@ -90,7 +90,7 @@ class Mailbox:
         self._new.clear()
 
     def say(self, message: FromLauncher) -> None:
-        child.send(self._socket, message)
+        frames.send(self._socket, message)
 
 
 @attrs.define(eq=False)

@@ -1,7 +1,7 @@
 """What the daemon and the launcher of Ray say to each other, and which actors there are to be: pure, without Ray.
 
 The launcher is a child of the daemon with its end of a socket as its standard input; frames are those of
-:mod:`obatchd.child`. First it gets its :class:`Orders`.
+:mod:`obatchd.frames`. First it gets its :class:`Orders`.
 """
 
 from __future__ import annotations

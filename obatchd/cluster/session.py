@@ -16,10 +16,10 @@ import attrs
 import msgspec
 
 from obatchd import log
-from obatchd.child import FULL_BYTES
 from obatchd.cluster import messages, wire
 from obatchd.cluster.calls import Answering, Asking, Desk
 from obatchd.errors import ClusterError
+from obatchd.frames import FULL_BYTES
 from obatchd.tasks import to_its_end
 
 _log = log.get(__name__)
@@ -109,7 +109,7 @@ class Session(Generic[M]):
 
     @property
     def is_full(self) -> bool:
-        """Whether more than :data:`obatchd.child.FULL_BYTES` wait to be sent; ``drained`` is called when they left."""
+        """Whether more than :data:`obatchd.frames.FULL_BYTES` wait to be sent; ``drained`` is called when they left."""
         return self._queued_bytes > FULL_BYTES
 
     @property

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from obatchd import child, confined
+from obatchd import child, confined, frames
 from obatchd.errors import SourceError
 
 _META_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE)
@@ -159,7 +159,7 @@ def _serve(connection: socket.socket, parse: Parse) -> None:
     import trafilatura  # noqa: F401 - as above
 
     while True:
-        child.send(connection, _parsed_apart(child.receive(connection, _document), connection, parse))
+        frames.send(connection, _parsed_apart(frames.receive(connection, _document), connection, parse))
 
 
 def _parsed_apart(document: Document, connection: socket.socket, parse: Parse) -> Parsed:

@@ -21,7 +21,6 @@ import msgspec
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from obatchd.child import Channel
 from obatchd.context import compose
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import Source
@@ -29,6 +28,7 @@ from obatchd.context.fetch import Fetcher
 from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, asked_text, to_preparer
 from obatchd.context.parsing import Document, Parsed, Text, fork_parser, parsed
 from obatchd.errors import SourceError
+from obatchd.frames import Channel
 from obatchd.jobs.formats.request import parse_request
 from obatchd.settings.tables.context import ContextSettings
 

@@ -12,7 +12,7 @@ from obatchd import errors
 from obatchd.control.answer import CALLER, answer, count_asked
 from obatchd.control.operations import AuditOperations, Burnin, GpuOperations
 from obatchd.documents.audit import BURNIN_STARTED, BURNIN_STOPPED
-from obatchd.documents.burnin import BurninRuns
+from obatchd.documents.burnin.report import BurninRuns
 from obatchd.documents.gpus import GpuEvents
 
 _MOST_EVENTS = 10_000

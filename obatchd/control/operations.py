@@ -17,7 +17,7 @@ from obatchd.control.auth import Caller
 from obatchd.control.hosts import JoinedHostOperations
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs
 from obatchd.documents.audit import AuditAsked, AuditDocument
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
+from obatchd.documents.burnin.report import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
 from obatchd.documents.history import GpuHistory, WorkHistory
 from obatchd.documents.jobs import JobAnswers, JobDocument, JobFailures, OwnerUsage

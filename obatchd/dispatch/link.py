@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from obatchd.counters import WorkByModel
+from obatchd.counters import RateMeter, WorkByModel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import Failed
 from obatchd.dispatch.tuning.ports import TunableServer
@@ -22,7 +22,6 @@ from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.places import AtWork, Kin, kept
-from obatchd.rate import RateMeter
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Set
 import attrs
 
 from obatchd import log
-from obatchd.child import FULL_BYTES
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.outcomes import LEAST_LIMIT_S, OutcomeHandler
 from obatchd.dispatch.protocol import OfferItem
 from obatchd.dispatch.workers import WorkerHandle
+from obatchd.frames import FULL_BYTES
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.places import AtWork, Places

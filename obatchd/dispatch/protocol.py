@@ -1,4 +1,4 @@
-"""Main process ↔ worker: the messages in the frames of :mod:`obatchd.child`, many requests per frame.
+"""Main process ↔ worker: the messages in the frames of :mod:`obatchd.frames`, many requests per frame.
 
 Nothing here assumes that both ends share a machine or a spool: an offer carries the request's own bytes, a result
 carries the finished record. Keys are always (job key, line); the attempt number tells a late answer of an abandoned

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from obatchd.child import Drained, End, Keeper
+from obatchd.child import End, Keeper
 from obatchd.dispatch import protocol
 from obatchd.dispatch.worker import worker
+from obatchd.frames import Drained
 
 
 class WorkerHandle(Protocol):
@@ -28,7 +29,7 @@ class WorkerHandle(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether more than :data:`obatchd.child.FULL_BYTES` wait to be sent: it is offered nothing then."""
+        """Whether more than :data:`obatchd.frames.FULL_BYTES` wait to be sent: it is offered nothing then."""
         ...
 
     @property

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from obatchd.documents import Document, Number
-from obatchd.documents.burnin import BurninBrief
+from obatchd.documents.burnin.report import BurninBrief
 from obatchd.documents.engine import EngineState
 from obatchd.documents.gpus import Gpus
 from obatchd.documents.jobs import JobDocument

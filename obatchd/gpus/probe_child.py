@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from obatchd import child
+from obatchd import child, frames
 from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import GpuSource
@@ -68,32 +68,32 @@ decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 def main(connection: socket.socket, open_source: Callable[[], GpuSource], poll_s: float, slow_poll_s: float) -> None:
     """The work of the process."""
     child.end_with_parent(connection)
-    child.send(connection, Beat())  # it runs: for what follows the driver may be to blame
+    frames.send(connection, Beat())  # it runs: for what follows the driver may be to blame
     try:
         source = open_source()
         gpus = source.gpus()
     except GpuError as error:
-        child.send(connection, Absent(error.code, error.message))
+        frames.send(connection, Absent(error.code, error.message))
         return
     except ImportError as error:
         words = f"NVML cannot be asked, because obatchd's installation is incomplete ({error}): install it again."
-        child.send(connection, Absent("broken_install", words))
+        frames.send(connection, Absent("broken_install", words))
         return
     problems = list(getattr(source, "problems", []))
     if not gpus:
         words = " ".join(problems) or "The NVIDIA driver is there but shows no GPU."
-        child.send(connection, Absent("no_gpu", words))
+        frames.send(connection, Absent("no_gpu", words))
         return
-    child.send(connection, Listing(gpus, problems))
+    frames.send(connection, Listing(gpus, problems))
     slow_s, slow_count = 0.0, 0
     while True:
-        child.send(connection, Readings(source.readings(), list(source.xids())))
+        frames.send(connection, Readings(source.readings(), list(source.xids())))
         if time.monotonic() >= slow_s and not source.resting():
             if slow_count % IDENTITY_EVERY == 0:
-                child.send(connection, Identities(list(source.identities())))
-            child.send(connection, SlowReadings(list(source.slow_readings()), *source.host_trouble()))
+                frames.send(connection, Identities(list(source.identities())))
+            frames.send(connection, SlowReadings(list(source.slow_readings()), *source.host_trouble()))
             slow_s, slow_count = time.monotonic() + slow_poll_s, slow_count + 1
         until_s = time.monotonic() + poll_s
         while (left_s := until_s - time.monotonic()) > 0:
             time.sleep(min(left_s, BEAT_S))
-            child.send(connection, Beat())
+            frames.send(connection, Beat())

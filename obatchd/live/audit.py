@@ -21,10 +21,10 @@ from attrs import define, field
 
 from obatchd import log
 from obatchd.documents.audit import ITSELF, RECORDS_LOST, AuditAsked, AuditDocument, AuditEntry
+from obatchd.naming import user_name
 from obatchd.spool.flush import sync_paths
 from obatchd.tasks import TaskSet
 from obatchd.times import instant
-from obatchd.users import user_name
 from obatchd.words import counted
 
 _log = log.get(__name__)

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from obatchd.counters import RateMeter
 from obatchd.dispatch.protocol import JobContext
 from obatchd.documents import excerpt
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import JobState, Outcome, Profile
 from obatchd.jobs.store import CostRow, JobRow, LaneRow
-from obatchd.rate import RateMeter
 
 _RATE_WINDOW_S = 30
 

@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 
 from obatchd.burnin.journal.records import Ended
 from obatchd.cluster.head.joined import JoinedHost
-from obatchd.documents.burnin import BurninBrief
+from obatchd.documents.burnin.report import BurninBrief
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import XidEvent

@@ -28,12 +28,11 @@ from obatchd.errors import ControlError, NotFoundError, SpoolError, StoreError
 from obatchd.jobs.model import JobState, written_line
 from obatchd.jobs.store import DISK_ERRORS, LINE_MASK, FailureRow, JobRow, UsageRow
 from obatchd.live.job import LiveJob
-from obatchd.naming import EVERY_JOB, JobFilter
+from obatchd.naming import EVERY_JOB, JobFilter, user_name
 from obatchd.operations.audit import of_another, recorded
 from obatchd.operations.submissions import Submissions, not_refused
 from obatchd.telling.notifications import untold
 from obatchd.times import instant
-from obatchd.users import user_name
 from obatchd.words import job_ending
 
 _CHOICE = 10  # jobs that are told where a name fits several

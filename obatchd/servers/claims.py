@@ -22,7 +22,7 @@ from typing import NamedTuple
 from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu
 from obatchd.gpus.source import source_of
-from obatchd.users import user_name
+from obatchd.naming import user_name
 
 _CREDENTIALS = struct.Struct("3i")  # ucred: pid, uid, gid
 _ASK_S = 1.0

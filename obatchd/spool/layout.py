@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obatchd.errors import SpoolError
+from obatchd.holding import HeldError, hold
 from obatchd.jobs.model import PACKED_ENDINGS, default_id, repeated_id, written_line
 from obatchd.spool.owners import OwnerDirectories
 
@@ -131,25 +131,20 @@ class Layout:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the spool for one daemon. Raises SpoolError where another daemon has it (``locked``)."""
-        descriptor = os.open(self.work / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                raise SpoolError(
-                    f"another obatchd (pid {holder}) works on {self.root}. One daemon per spool: stop it first "
-                    f"(obatchctl --spool {self.root} status shows it), or use another one with --spool DIR.",
-                    code="locked",
-                ) from None
-            except OSError as error:
-                raise SpoolError(
-                    f"{self.work} cannot be locked ({error.strerror}): it must lie on a local disk. "
-                    "Use another --spool.",
-                    code="spool",
-                ) from error
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            descriptor = hold(self.work / ".lock")
+        except HeldError as held:
+            raise SpoolError(
+                f"another obatchd (pid {held.pid}) works on {self.root}. One daemon per spool: stop it first "
+                f"(obatchctl --spool {self.root} status shows it), or use another one with --spool DIR.",
+                code="locked",
+            ) from None
+        except OSError as error:
+            raise SpoolError(
+                f"{self.work} cannot be locked ({error.strerror}): it must lie on a local disk. Use another --spool.",
+                code="spool",
+            ) from error
+        try:
             yield
         finally:
             os.close(descriptor)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from obatchd import child, log
+from obatchd import frames, log
 from obatchd.spool.outbox import JobOutbox
 
 
@@ -30,7 +30,7 @@ errors = msgspec.msgpack.Decoder(list[str])  # the answer: for each batch nothin
 
 def main(connection: socket.socket) -> None:
     while True:
-        child.send(connection, [_write(batch) for batch in child.receive(connection, _batches)])
+        frames.send(connection, [_write(batch) for batch in frames.receive(connection, _batches)])
 
 
 def _write(batch: Batch) -> str:

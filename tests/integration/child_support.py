@@ -10,15 +10,15 @@ from typing import Any
 
 import msgspec
 
-from obatchd import child
-from obatchd.child import Channel
+from obatchd import child, frames
+from obatchd.frames import Channel
 
 ANYTHING: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 
 
 def echo(connection: socket.socket) -> None:
     while True:
-        child.send(connection, child.receive(connection, ANYTHING))
+        frames.send(connection, frames.receive(connection, ANYTHING))
 
 
 async def echo_in_a_loop(connection: socket.socket) -> None:
@@ -41,12 +41,12 @@ def fail(connection: socket.socket) -> None:
 
 def hang(connection: socket.socket) -> None:
     child.end_with_parent(connection)
-    child.send(connection, "hanging")
+    frames.send(connection, "hanging")
     time.sleep(3600)
 
 
 def hang_for_good(connection: socket.socket) -> None:
-    child.send(connection, "hanging")
+    frames.send(connection, "hanging")
     time.sleep(3600)
 
 
@@ -57,7 +57,7 @@ def send_raw(data: bytes, connection: socket.socket) -> None:
 
 def speak_slowly(connection: socket.socket) -> None:
     while True:
-        child.send(connection, "still here")
+        frames.send(connection, "still here")
         time.sleep(0.05)
 
 
@@ -66,4 +66,4 @@ def read_when_told(flag: str, connection: socket.socket) -> None:
     while not os.path.exists(flag):
         time.sleep(0.01)
     while True:
-        child.send(connection, len(child.receive(connection, ANYTHING)))
+        frames.send(connection, len(frames.receive(connection, ANYTHING)))

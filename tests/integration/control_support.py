@@ -23,7 +23,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.documents import excerpt
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
+from obatchd.documents.burnin.report import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.history import GpuHistory, HostWork, WorkHistory
 from obatchd.documents.hosts import (

@@ -25,11 +25,11 @@ from test_watchdog import Server
 from test_worker import CONTEXT, Wire, offer
 from work_support import make_work
 
-from obatchd.child import Channel
 from obatchd.dispatch import protocol, recovery, switching
 from obatchd.dispatch.watchdog import Symptom
 from obatchd.dispatch.worker.worker import Worker
 from obatchd.errors import ServerError
+from obatchd.frames import Channel
 from obatchd.jobs.store import JobRow, Owed
 from obatchd.spool import inbox
 from obatchd.telling import alarms as alarms_module

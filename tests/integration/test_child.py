@@ -34,8 +34,9 @@ from child_support import (
 from daemon_support import alive
 from fleet_support import wait_for
 
-from obatchd import child
-from obatchd.child import Channel, Child, End, Keeper
+from obatchd import child, frames
+from obatchd.child import Child, End, Keeper
+from obatchd.frames import Channel
 
 
 class Watched:
@@ -192,9 +193,9 @@ async def test_a_child_that_is_killed_is_not_listened_to_any_more() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (struct.pack("<I", child.FRAME_LIMIT_BYTES + 1), "is ended after a defect (ValueError)"),
+        (struct.pack("<I", frames.FRAME_LIMIT_BYTES + 1), "is ended after a defect (ValueError)"),
         (struct.pack("<I", 1) + b"\xc1", "is ended after a defect (DecodeError)"),
-        (child.frame("defect"), "is ended after a defect (ValueError)"),
+        (frames.frame("defect"), "is ended after a defect (ValueError)"),
     ],
 )
 async def test_what_is_no_message_ends_the_child_and_not_the_daemon(data: bytes, words: str) -> None:
@@ -266,7 +267,7 @@ async def test_a_parent_that_gives_up_while_a_child_starts_closes_nothing_under_
 async def test_a_message_whose_wait_was_cancelled_is_the_next_ones() -> None:
     ours, theirs = socket.socketpair()
     with theirs, closing(await Channel.open(ours, ANYTHING)) as channel:
-        whole = child.frame("a message in two parts")
+        whole = frames.frame("a message in two parts")
         theirs.sendall(whole[:7])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
@@ -285,8 +286,8 @@ def test_a_fork_has_its_own_socket_and_no_other() -> None:
     with child.fork(echo, [other]) as connection:
         other.close()
         assert kept_open.recv(1) == b""  # nobody else holds the other end
-        child.send(connection, "hello")
-        assert child.receive(connection, ANYTHING) == "hello"
+        frames.send(connection, "hello")
+        assert frames.receive(connection, ANYTHING) == "hello"
     kept_open.close()
 
 

@@ -12,8 +12,9 @@ from child_support import ANYTHING, read_when_told
 from dispatch_support import SMALL, Port, Rig, settle
 from fleet_support import wait_for
 
-from obatchd.child import FULL_BYTES, Child, End, Keeper
+from obatchd.child import Child, End, Keeper
 from obatchd.dispatch.workers import WorkerLife, WorkerPlace
+from obatchd.frames import FULL_BYTES
 
 MIB = 2**20
 

@@ -19,7 +19,8 @@ from obatchd.burnin.journal.records import Begun, Record, Tracks, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run import load, preparing, run
 from obatchd.burnin.run.ports import BatchLoad, Model
-from obatchd.documents.burnin import BurninReport, Host, Limits, Phase, Plan
+from obatchd.documents.burnin.plan import Host, Limits, Phase, Plan
+from obatchd.documents.burnin.report import BurninReport
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import Generated, OllamaApi

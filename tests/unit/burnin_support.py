@@ -26,7 +26,7 @@ from obatchd.burnin.journal.records import (
 )
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.recording import Recording
-from obatchd.documents.burnin import Host, Plan
+from obatchd.documents.burnin.plan import Host, Plan
 from obatchd.gpus.model import ClockReason, Identity, Reading, SlowReading, XidEvent
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.gpu_health import GpuHealthSettings

@@ -12,7 +12,7 @@ from settings_support import in_force
 from task_support import Failures
 from work_support import NoFeeder
 
-from obatchd.child import Drained, End, frame
+from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import Failed, Finished
@@ -22,6 +22,7 @@ from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.dispatch.tuning.ports import TunableServer
 from obatchd.dispatch.workers import WorkerLife, WorkerMaker, WorkerPlace
 from obatchd.errors import ObatchError, ServerError
+from obatchd.frames import Drained, frame
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue

@@ -18,7 +18,7 @@ from obatchd.cluster.head.burnin.runs import HostsBurnin
 from obatchd.cluster.head.joined import JoinedHost
 from obatchd.cluster.head.server import HostedServer
 from obatchd.cluster.host.desks.burnin import HostBurninDesk
-from obatchd.documents.burnin import BurninStatus
+from obatchd.documents.burnin.report import BurninStatus
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.gpu_health import BurninSettings

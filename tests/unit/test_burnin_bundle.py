@@ -17,7 +17,7 @@ from burnin_support import Card, simulate, uuid
 
 from obatchd.burnin.report import bundle, report
 from obatchd.burnin.report.diagnostics import Scrubber, run
-from obatchd.documents.burnin import BurninReport
+from obatchd.documents.burnin.report import BurninReport
 from obatchd.errors import NotFoundError
 
 LINE = "NVRM: Xid (PCI:0000:1a:00): 48, pid=2301, name=ollama, DBE (double bit error)"

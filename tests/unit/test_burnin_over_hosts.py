@@ -17,7 +17,7 @@ from obatchd.burnin.report.compare import compare
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.over_hosts import OverHosts
 from obatchd.burnin.report.terminal import summary
-from obatchd.documents.burnin import BurninGpuPages, BurninReport
+from obatchd.documents.burnin.report import BurninGpuPages, BurninReport
 from obatchd.errors import NotFoundError
 
 HOURS = 0.5

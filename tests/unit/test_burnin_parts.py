@@ -27,7 +27,7 @@ from obatchd.burnin.run.recording import Watch
 from obatchd.burnin.run.workload import Shape, context_for
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
-from obatchd.documents.burnin import BurninReport
+from obatchd.documents.burnin.report import BurninReport
 from obatchd.errors import ConfigError, NotFoundError, StoreError
 from obatchd.gpus.model import Identity, Reading, SlowReading
 from obatchd.settings.settings import Settings

@@ -20,7 +20,8 @@ from obatchd.burnin.run import run
 from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.stress.parent import Gone, StressProcess
 from obatchd.burnin.stress.protocol import Trouble, Wrong
-from obatchd.documents.burnin import BurninReport, Phase
+from obatchd.documents.burnin.plan import Phase
+from obatchd.documents.burnin.report import BurninReport
 from obatchd.errors import ConfigError
 from obatchd.tasks import TaskOwner
 

@@ -14,7 +14,7 @@ from test_burnin_phases import records, until_phase
 from obatchd.burnin.journal.records import OutsideEnded
 from obatchd.burnin.run import programs, run
 from obatchd.burnin.stress.outside.outcome import Code, Outcome
-from obatchd.documents.burnin import Phase
+from obatchd.documents.burnin.plan import Phase
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.plan import Asked
-from obatchd.documents.burnin import BurninGpuPages, BurninReport, Phase
+from obatchd.documents.burnin.plan import Phase
+from obatchd.documents.burnin.report import BurninGpuPages, BurninReport
 from obatchd.errors import ConfigError
 from obatchd.settings.settings import Settings
 

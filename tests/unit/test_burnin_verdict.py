@@ -12,7 +12,7 @@ from burnin_support import HOUR_S, START_S, Card, begin, make_plan, simulate, uu
 
 from obatchd.burnin.journal.records import Bucket, Canary, Ended, Event, Gap, Prepared, Record, Sample
 from obatchd.burnin.report import report
-from obatchd.documents.burnin import BurninGpuPages, CounterChange
+from obatchd.documents.burnin.report import BurninGpuPages, CounterChange
 from obatchd.gpus.model import ClockReason
 
 

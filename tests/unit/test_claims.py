@@ -14,8 +14,8 @@ import pytest
 
 from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu
+from obatchd.naming import user_name
 from obatchd.servers.claims import GpuClaims
-from obatchd.users import user_name
 
 _HOLD = """
 import asyncio, sys

@@ -19,13 +19,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from annotated_types import Le
 from web_support import article
 
-from obatchd.child import FRAME_LIMIT_BYTES, Channel
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
 from obatchd.context.model import Alive, FromPreparer, Prepared, Wish, from_preparer, to_preparer
 from obatchd.context.parsing import Document, Text, decoded, fork_parser, parsed, text_of
 from obatchd.context.preparer import ParserPool, Preparer
 from obatchd.errors import SourceError
+from obatchd.frames import FRAME_LIMIT_BYTES, Channel
 from obatchd.jobs.formats.request import Request
 from obatchd.settings.tables.context import ContextSettings
 

@@ -11,8 +11,9 @@ import pytest
 from document_shapes import ADDED, Shape, is_later, recorded
 
 from obatchd.control.answer import answer
-from obatchd.documents import Document, alarms, answers, burnin, gpus, jobs, models, status
+from obatchd.documents import Document, alarms, answers, gpus, jobs, models, status
 from obatchd.documents.answers import ErrorDocument
+from obatchd.documents.burnin import report as burnin
 from obatchd.documents.gpus import GpuDetails, GpuEntry
 from obatchd.documents.jobs import JobDocument, Summary
 from obatchd.documents.status import ServerEntry, Status

@@ -34,7 +34,8 @@ from obatchd.burnin.journal.records import (
 from obatchd.burnin.report import report
 from obatchd.burnin.run.plan import Asked, make
 from obatchd.burnin.run.recording import Recording
-from obatchd.documents.burnin import BurninGpuPages, Host
+from obatchd.documents.burnin.plan import Host
+from obatchd.documents.burnin.report import BurninGpuPages
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.track import Crash
 from obatchd.settings.settings import Settings

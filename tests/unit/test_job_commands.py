@@ -30,10 +30,10 @@ from obatchd.errors import ConfigError, ControlError, DropRefused, NotFoundError
 from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import StateStore
+from obatchd.naming import user_name
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
 from obatchd.spool import claim
-from obatchd.users import user_name
 
 ADMIN, ALICE, BOB = Caller(0, True), Caller(1000, False), Caller(1001, False)
 NO = Fault(faults.REQUEST, "bad_request", "no")

@@ -21,7 +21,7 @@ from obatchd.settings.tables.cluster import ClusterSettings
 
 LAUNCHER = """
 import json, os, socket, sys, threading, time
-from obatchd import child
+from obatchd import frames
 from obatchd.cluster import launching as l
 root = sys.argv[1]
 connection = socket.socket(fileno=os.dup(0))
@@ -32,7 +32,7 @@ first = threading.Event()
 def hear():
     try:
         while True:
-            message = child.receive(connection, l.to_launcher)
+            message = frames.receive(connection, l.to_launcher)
             if isinstance(message, l.Code):
                 note(code=message.node, link=message.link)
             else:
@@ -46,15 +46,15 @@ first.wait()
 while True:
     plan = json.load(open(f"{root}/plan"))
     if trouble := plan.get("trouble"):
-        child.send(connection, l.Trouble(trouble))
+        frames.send(connection, l.Trouble(trouble))
         os._exit(1)
     if plan.get("cleared"):
-        child.send(connection, l.Cleared())
+        frames.send(connection, l.Cleared())
         os._exit(0)
     for node in plan.get("asked", []):
-        child.send(connection, l.Asked(node, node))
+        frames.send(connection, l.Asked(node, node))
     nodes = [l.NodeNews(name, name, "10.0.0.1", 2, state) for name, state in plan.get("nodes", {}).items()]
-    child.send(connection, l.Seen(nodes, "2.60.0", True))
+    frames.send(connection, l.Seen(nodes, "2.60.0", True))
     note(said=True)
     time.sleep(0.05)
 """

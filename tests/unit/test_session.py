@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from session_support import Kept, MemorySocket, pair, sessions
 
-from obatchd.child import FULL_BYTES
 from obatchd.cluster import calls, messages, wire
 from obatchd.cluster import session as session_module
 from obatchd.cluster.session import Session
 from obatchd.errors import ClusterError, ModelError, NotFoundError, ServerError
+from obatchd.frames import FULL_BYTES
 from obatchd.jobs.model import Profile
 
 

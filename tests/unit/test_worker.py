@@ -17,13 +17,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from obatchd import child
-from obatchd.child import Channel
+from obatchd import frames
 from obatchd.context.model import Context
 from obatchd.daemon.process import PRELOADED
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
 from obatchd.dispatch.worker.worker import Worker
+from obatchd.frames import Channel
 from obatchd.jobs.model import repeated_line
 from obatchd.ollama import faults
 
@@ -48,7 +48,7 @@ class Wire:
         return False
 
     def feed(self, *messages: protocol.ToWorker) -> None:
-        self.reader.feed_data(b"".join(child.frame(message) for message in messages))
+        self.reader.feed_data(b"".join(frames.frame(message) for message in messages))
 
     async def until(self, found: Callable[[], Any]) -> Any:
         async with asyncio.timeout(5):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from obatchd.documents.burnin import Host, Plan
+from obatchd.documents.burnin.plan import Host, Plan
 from obatchd.gpus.model import Identity
 from obatchd.gpus.track import Track
 

@@ -23,8 +23,8 @@ from obatchd.burnin.report.figures import called, host_of
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import summary
 from obatchd.documents import excerpt
-from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport, ToolOutcome
-from obatchd.documents.burnin_loads import StressLoads
+from obatchd.documents.burnin.loads import StressLoads
+from obatchd.documents.burnin.report import BurninGpuPages, BurninReason, BurninReport, ToolOutcome
 from obatchd.errors import NotFoundError
 from obatchd.times import duration, epoch_s
 from obatchd.words import counted

@@ -13,7 +13,9 @@ from msgspec import UNSET
 
 from obatchd.burnin.report.figures import most_power_percent, nvlink_errors, pcie_link, products
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
-from obatchd.documents.burnin import BurninGpuPages, BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
+from obatchd.documents.burnin.comparison import ComparedGpu, ComparedGroup, Comparison
+from obatchd.documents.burnin.plan import Limits
+from obatchd.documents.burnin.report import BurninGpuPages, BurninReport
 from obatchd.errors import ConfigError
 from obatchd.words import counted
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from obatchd.documents.burnin import ToolOutcome
+from obatchd.documents.burnin.report import ToolOutcome
 
 _KILLED_S = 5.0
 _FIRST_USER = 1000  # uids of people begin here

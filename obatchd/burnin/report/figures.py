@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from obatchd.documents.burnin import BurninGpu, BurninReport, GpuSeries, Host, ListedGpu, Plan
-from obatchd.documents.burnin_loads import StressLoads
+from obatchd.documents.burnin.loads import StressLoads
+from obatchd.documents.burnin.plan import Host, Plan
+from obatchd.documents.burnin.report import BurninGpu, BurninReport, GpuSeries, ListedGpu
 from obatchd.words import three_digits
 
 TOO_SHORT = "Each precision had less than 10 s of products: too short to tell how fast they were."

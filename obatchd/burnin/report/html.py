@@ -26,8 +26,8 @@ from obatchd.burnin.report.figures import (
 )
 from obatchd.burnin.report.plots import Axes
 from obatchd.burnin.report.style import STYLE
-from obatchd.documents.burnin import BurninGpuPages, BurninReport
-from obatchd.documents.burnin_loads import StressLoads
+from obatchd.documents.burnin.loads import StressLoads
+from obatchd.documents.burnin.report import BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
 from obatchd.words import binary_size, counted, energy, three_digits
 

@@ -6,28 +6,35 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
-from msgspec import UNSET
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.hosts import HostPart, beside
-from obatchd.burnin.journal.records import Bucket, Event, PhaseBegun
+from obatchd.burnin.journal.records import Event
 from obatchd.burnin.report.compare import by_host, slower_hosts
 from obatchd.burnin.report.figures import THE_HEAD
-from obatchd.burnin.report.report import event_of, gaps_in, gpu_pages, instant, instant_if, meaning, series_of
-from obatchd.burnin.report.series import drawn_together, grouped
+from obatchd.burnin.report.report import (
+    buckets_in,
+    elapsed_s,
+    event_of,
+    gaps_in,
+    gpu_pages,
+    instant,
+    instant_if,
+    meaning,
+    phases_in,
+)
+from obatchd.burnin.report.series import ends, neighbours, of_gpu
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.evidence import Evidence, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
-from obatchd.documents.burnin import (
+from obatchd.documents.burnin.plan import Host, Plan
+from obatchd.documents.burnin.report import (
     BegunPhase,
     BurninEvent,
     BurninGap,
     BurninHost,
     BurninReport,
     BurninSeries,
-    GpuSeries,
-    Host,
-    Plan,
 )
 from obatchd.words import counted
 
@@ -53,7 +60,7 @@ def build(run: OverHosts, parts: Sequence[HostPart]) -> BurninReport:
     hosts = [_host(part, evidence, verdicts) for part in parts]
     # A host whose GPUs nobody knows is not judged either.
     result = verdict.worst([v.result for v in verdicts] + [Result(host.verdict) for host in hosts])
-    times, rows = beside([_buckets(part) for part in told])
+    times, rows = beside([buckets_in(part.records) for part in told])
     rows_of = {part.host: found for part, found in zip(told, rows, strict=True)}
     document = BurninReport(
         run=run.plan.run,
@@ -85,25 +92,18 @@ def build(run: OverHosts, parts: Sequence[HostPart]) -> BurninReport:
 def series(run: OverHosts, parts: Sequence[HostPart], points: int) -> BurninSeries:
     """The series of a run; of more buckets than ``points``, neighbours are drawn together."""
     told = [part for part in parts if part.records]
-    times, rows = beside([_buckets(part) for part in told])
-    together = max(1, -(-len(times) // points))
+    times, rows = beside([buckets_in(part.records) for part in told])
+    together = neighbours(len(times), points)
     return BurninSeries(
         run=run.plan.run,
         state=run.state,
         active=run.ended_s is None,
         elapsed_s=max((_elapsed_s(part) for part in told), default=0.0),
         asked_s=run.plan.duration_s,
-        at_s=[round(group[-1], 1) for group in grouped(times, together)],
+        at_s=ends(times, together),
         gaps=_gaps(told),
         gpus=[
-            GpuSeries(
-                uuid=unit.uuid,
-                index=unit.index,
-                name=unit.name,
-                server=unit.server,
-                host=unit.host or UNSET,
-                **drawn_together(series_of(unit.uuid, buckets), together),
-            )
+            of_gpu(unit, buckets, together)
             for part, buckets in zip(told, rows, strict=True)
             for unit in journal.begun(part.records).units
         ],
@@ -134,12 +134,8 @@ def _meaning(result: Result, verdicts: Sequence[Verdict], parts: Sequence[HostPa
     return f"{found} Not tested to the end: {', '.join(absent)}." if absent else found
 
 
-def _buckets(part: HostPart) -> list[Bucket]:
-    return [record for record in part.records if isinstance(record, Bucket)]
-
-
 def _elapsed_s(part: HostPart) -> float:
-    return round(sum(bucket.span_s for bucket in _buckets(part) if not bucket.between), 1)
+    return elapsed_s(buckets_in(part.records))
 
 
 def _loading(told: Sequence[HostPart]) -> list[float]:
@@ -154,8 +150,7 @@ def _gaps(told: Sequence[HostPart]) -> list[BurninGap]:
 def _phases(told: Sequence[HostPart]) -> list[BegunPhase]:
     """Of the host that is furthest: they begin within seconds of each other."""
     furthest = max(told, key=_elapsed_s, default=None)
-    records = furthest.records if furthest else ()
-    return [BegunPhase(r.number, r.loads, instant(r.at_s)) for r in records if isinstance(r, PhaseBegun)]
+    return phases_in(furthest.records) if furthest else []
 
 
 def _events(told: Sequence[HostPart]) -> list[BurninEvent]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport
+from obatchd.documents.burnin.report import BurninGpuPages, BurninReason, BurninReport
 from obatchd.times import epoch_s
 
 _WIDTH, _HEIGHT = 360, 104

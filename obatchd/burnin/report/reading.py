@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from obatchd.documents import SCHEMA
-from obatchd.documents.burnin import KIND
+from obatchd.documents.burnin.report import KIND
 from obatchd.errors import ConfigError
 from obatchd.words import misfit, not_json
 

@@ -21,7 +21,7 @@ from obatchd.burnin.verdict.canary import summary as canary_summary
 from obatchd.burnin.verdict.evidence import Evidence, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
 from obatchd.documents import excerpt
-from obatchd.documents.burnin import (
+from obatchd.documents.burnin.report import (
     BegunPhase,
     BurninEvent,
     BurninGap,
@@ -44,7 +44,7 @@ def build(records: Sequence[Record]) -> BurninReport:
     begun, ended, loading_s = journal.begun(records), journal.ended(records), journal.loading_s(records)
     evidence = gather(records)
     verdicts = verdict.judge(evidence)
-    buckets = [record for record in records if isinstance(record, Bucket)]
+    buckets = buckets_in(records)
     result = verdict.worst([judged.result for judged in verdicts])
     return BurninReport(
         run=begun.plan.run,
@@ -60,13 +60,26 @@ def build(records: Sequence[Record]) -> BurninReport:
         ended_at=instant_if(ended.at_s if ended else None),
         end=ended.text or ended.reason if ended else "",
         asked_s=begun.plan.duration_s,
-        elapsed_s=round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1),
+        elapsed_s=elapsed_s(buckets),
         gaps=gaps_in(records),
-        phases=[BegunPhase(r.number, r.loads, instant(r.at_s)) for r in records if isinstance(r, PhaseBegun)],
+        phases=phases_in(records),
         events=[event_of(record) for record in records if isinstance(record, Event) and not record.gpu],
         at=[instant(bucket.at_s) for bucket in buckets],
         gpus=[gpu_pages(found, judged, buckets) for found, judged in zip(evidence, verdicts, strict=True)],
     )
+
+
+def buckets_in(records: Sequence[Record]) -> list[Bucket]:
+    return [record for record in records if isinstance(record, Bucket)]
+
+
+def elapsed_s(buckets: Sequence[Bucket]) -> float:
+    """How long the load went on: the time between phases does not count."""
+    return round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1)
+
+
+def phases_in(records: Sequence[Record]) -> list[BegunPhase]:
+    return [BegunPhase(r.number, r.loads, instant(r.at_s)) for r in records if isinstance(r, PhaseBegun)]
 
 
 def state_of(records: Sequence[Record]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Record
-from obatchd.burnin.report.report import gaps_in, series_of, state_of
-from obatchd.documents.burnin import BurninSeries, GpuSeries, Series
+from obatchd.burnin.journal.records import Bucket, Record, Unit
+from obatchd.burnin.report.report import buckets_in, elapsed_s, gaps_in, series_of, state_of
+from obatchd.documents.burnin.report import BurninSeries, GpuSeries
 
 _MEANS = (  # of the others the highest
     "utilisation_percent", "power_w", "clock_mhz", "tokens_per_s", "operations_per_s", "checked_bytes_per_s",
@@ -20,39 +21,47 @@ _MEANS = (  # of the others the highest
 def build(records: Sequence[Record], points: int) -> BurninSeries:
     """The series of a run, finished or not; of more buckets than ``points``, neighbours are drawn together."""
     begun = journal.begun(records)
-    buckets = [record for record in records if isinstance(record, Bucket)]
-    together = max(1, -(-len(buckets) // points))
+    buckets = buckets_in(records)
+    together = neighbours(len(buckets), points)
     return BurninSeries(
         run=begun.plan.run,
         state=state_of(records),
         active=False,
-        elapsed_s=round(sum(bucket.span_s for bucket in buckets if not bucket.between), 1),
+        elapsed_s=elapsed_s(buckets),
         asked_s=begun.plan.duration_s,
-        at_s=[round(group[-1].at_s, 1) for group in grouped(buckets, together)],
+        at_s=ends((bucket.at_s for bucket in buckets), together),
         gaps=gaps_in(records),
-        gpus=[
-            GpuSeries(
-                uuid=unit.uuid,
-                index=unit.index,
-                name=unit.name,
-                server=unit.server,
-                **drawn_together(series_of(unit.uuid, buckets), together),
-            )
-            for unit in begun.units
-        ],
+        gpus=[of_gpu(unit, buckets, together) for unit in begun.units],
     )
 
 
-def drawn_together(series: Series, together: int) -> dict[str, Any]:
-    """Columns in which each value stands for ``together`` neighbours."""
-    columns: dict[str, Any] = msgspec.structs.asdict(series)
-    return {
-        name: [_one(group, _mean if name in _MEANS else max) for group in grouped(values, together)]
-        for name, values in columns.items()
-    }
+def of_gpu(unit: Unit, buckets: Sequence[Bucket], together: int) -> GpuSeries:
+    """Columns of one GPU, in which each value stands for ``together`` neighbours."""
+    columns: dict[str, Any] = msgspec.structs.asdict(series_of(unit.uuid, buckets))
+    return GpuSeries(
+        uuid=unit.uuid,
+        index=unit.index,
+        name=unit.name,
+        server=unit.server,
+        host=unit.host or UNSET,
+        **{
+            name: [_one(group, _mean if name in _MEANS else max) for group in _grouped(values, together)]
+            for name, values in columns.items()
+        },
+    )
 
 
-def grouped(values: Sequence[Any], together: int) -> list[Sequence[Any]]:
+def neighbours(buckets: int, points: int) -> int:
+    """How many of so many buckets are drawn together, so that there are no more than ``points``."""
+    return max(1, -(-buckets // points))
+
+
+def ends(at_s: Iterable[float], together: int) -> list[float]:
+    """When each group of neighbours ends; epoch seconds."""
+    return [round(group[-1], 1) for group in _grouped(list(at_s), together)]
+
+
+def _grouped(values: Sequence[Any], together: int) -> list[Sequence[Any]]:
     """Neighbours, ``together`` at a time."""
     return [values[place : place + together] for place in range(0, len(values), together)]
 

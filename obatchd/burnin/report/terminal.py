@@ -16,7 +16,8 @@ from obatchd.burnin.report.figures import (
     scaled,
     slowest_link,
 )
-from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, ComparedGpu, ComparedGroup, Comparison
+from obatchd.documents.burnin.comparison import ComparedGpu, ComparedGroup, Comparison
+from obatchd.documents.burnin.report import BurninGpu, BurninHead, BurninReport
 from obatchd.times import duration
 from obatchd.words import binary_size, counted, three_digits
 

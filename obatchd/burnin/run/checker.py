@@ -16,7 +16,7 @@ from obatchd.burnin.run.preparing import up_soon
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.errors import ObatchError, ServerError
 from obatchd.tasks import TaskOwner, TaskSet
 

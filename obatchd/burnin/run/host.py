@@ -7,7 +7,7 @@ import platform
 import socket
 from pathlib import Path
 
-from obatchd.documents.burnin import Host
+from obatchd.documents.burnin.plan import Host
 
 _DMI = Path("/sys/class/dmi/id")
 _DRIVER = Path("/proc/driver/nvidia/version")

@@ -20,7 +20,8 @@ from obatchd.burnin.run.host import describe
 from obatchd.burnin.run.plan import Asked
 from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
-from obatchd.documents.burnin import (
+from obatchd.documents.burnin.plan import Plan
+from obatchd.documents.burnin.report import (
     BurninBrief,
     BurninHead,
     BurninReport,
@@ -28,7 +29,6 @@ from obatchd.documents.burnin import (
     BurninStatus,
     ListedGpu,
     ListedRun,
-    Plan,
 )
 from obatchd.errors import ConfigError, ControlError, StoreError
 from obatchd.gpus.model import Gpu

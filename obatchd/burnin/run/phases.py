@@ -20,7 +20,7 @@ from obatchd.burnin.run.plan import JOBS, MODEL, STRESS, phase_at
 from obatchd.burnin.run.ports import Load, RunServer
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.run.stressing import StressLoad
-from obatchd.documents.burnin import Phase, Plan
+from obatchd.documents.burnin.plan import Phase, Plan
 from obatchd.errors import ObatchError
 
 _log = log.get(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from obatchd.documents.burnin import Limits, Phase, Plan
+from obatchd.documents.burnin.plan import Limits, Phase, Plan
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import round_context
 from obatchd.settings.settings import Settings

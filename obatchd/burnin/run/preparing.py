@@ -14,7 +14,7 @@ from obatchd.burnin.journal.journal import RecordWriter
 from obatchd.burnin.journal.records import Prepared
 from obatchd.burnin.run.ports import RunHost, RunServer, Tested
 from obatchd.burnin.run.workload import context_for
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.gpus.model import Reading
 from obatchd.jobs.model import Profile

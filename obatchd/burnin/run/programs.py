@@ -18,7 +18,7 @@ from obatchd.burnin.run.ports import RunServer
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.stress.outside import dcgm, gpu_burn
 from obatchd.burnin.stress.outside.outcome import Outcome
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)

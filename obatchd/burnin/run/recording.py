@@ -8,7 +8,7 @@ import msgspec
 
 from obatchd.burnin.journal.recorder import Recorder, Seen
 from obatchd.burnin.journal.records import Consequence, Event, Record, Tracks
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.gpus import xids
 from obatchd.gpus.finding import Finding, next_action
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent

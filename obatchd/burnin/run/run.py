@@ -25,7 +25,7 @@ from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.run.stressing import StressLoad
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.reasons import WRONG
-from obatchd.documents.burnin import BurninGpu
+from obatchd.documents.burnin.report import BurninGpu
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)

@@ -32,7 +32,7 @@ from obatchd.burnin.stress.protocol import (
     Work,
     Wrong,
 )
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.tasks import TaskOwner, TaskSet, set_within
 
 _log = log.get(__name__)

@@ -17,7 +17,7 @@ from functools import partial
 
 import attrs
 
-from obatchd import child
+from obatchd import frames
 from obatchd.burnin.stress import links
 from obatchd.burnin.stress.compute import Compute, fitting_size
 from obatchd.burnin.stress.device import Device, OpenDevice
@@ -45,7 +45,7 @@ def main(connection: socket.socket, open_device: OpenDevice) -> None:
     """The work of the process."""
     commands: queue.SimpleQueue[ToProcess] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
-    teller = Teller(partial(child.send, connection))
+    teller = Teller(partial(frames.send, connection))
     teller.tell(Beat())  # it runs: for what follows the driver may be to blame
     try:
         _open_and_serve(open_device, teller, commands)
@@ -72,7 +72,7 @@ def _listen(connection: socket.socket, commands: queue.SimpleQueue[ToProcess]) -
     try:
         with contextlib.suppress(OSError):
             while True:
-                commands.put(child.receive(connection, to_process))
+                commands.put(frames.receive(connection, to_process))
     finally:
         os._exit(0)  # the other end is gone; this thread alone can know while a call into the driver hangs
 

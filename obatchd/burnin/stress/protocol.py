@@ -1,4 +1,4 @@
-"""What a run and the stress process of one GPU say to each other, as frames of :mod:`obatchd.child`.
+"""What a run and the stress process of one GPU say to each other, as frames of :mod:`obatchd.frames`.
 
 Times are seconds since the epoch, counts are those since the last frame of that kind. While something runs and the
 device returns, :class:`Work` comes at least every ``WORK_EVERY_S``; longer silence means that a call into the driver

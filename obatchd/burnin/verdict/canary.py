@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from obatchd.burnin.journal.records import Canary, Step
-from obatchd.documents.burnin import OutputCheck
+from obatchd.documents.burnin.report import OutputCheck
 
 LEAST_RUNS = 3  # a reference needs a majority
 CONSISTENT_PERCENT = 90.0  # of the calibration that must agree

@@ -23,8 +23,9 @@ from obatchd.burnin.journal.records import (
 )
 from obatchd.burnin.verdict import loads as beside
 from obatchd.burnin.verdict.loads import Phased, put_beside
-from obatchd.documents.burnin import BurninWork, CounterChange, Plan, Stress
-from obatchd.documents.burnin_loads import PhaseResult, StressLoads
+from obatchd.documents.burnin.loads import PhaseResult, StressLoads
+from obatchd.documents.burnin.plan import Plan
+from obatchd.documents.burnin.report import BurninWork, CounterChange, Stress
 
 _UNEVEN = (("memory",), ("dcgm",), ("gpu-burn",))  # phases in which a GPU that is well is idle now and then
 _WINDOW_S = 3600.0  # of load that speeds are compared over

@@ -15,7 +15,7 @@ from obatchd.burnin.journal.records import (
     StressOpened,
     WrongResult,
 )
-from obatchd.documents.burnin_loads import LinkResult, MemoryTest, OutsideResult, ProductSpeed, StressLoads, WrongPlace
+from obatchd.documents.burnin.loads import LinkResult, MemoryTest, OutsideResult, ProductSpeed, StressLoads, WrongPlace
 from obatchd.times import instant
 
 PRECISIONS = ("FP32", "TF32", "FP16", "BF16", "FP8")

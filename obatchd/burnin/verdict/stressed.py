@@ -9,7 +9,7 @@ from typing import NamedTuple
 from obatchd.burnin.journal.records import Consequence, WrongResult
 from obatchd.burnin.verdict.evidence import Evidence
 from obatchd.burnin.verdict.reasons import COMPARE, DIAGNOSE, LOW_STRESS, WRONG_MEMORY, WRONG_RESULT, Reason
-from obatchd.documents.burnin_loads import StressLoads
+from obatchd.documents.burnin.loads import StressLoads
 from obatchd.words import binary_size, counted, three_digits
 
 _ABSENT = ("no_library", "no_device")  # the loads cannot be had; no fault

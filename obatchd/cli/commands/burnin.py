@@ -25,7 +25,7 @@ from obatchd.cli.commands import completion
 from obatchd.cli.views.history import RUN_VALUES, run_series, steps_shown
 from obatchd.cli.views.text import table
 from obatchd.cli.views.waiting import line_anew, over_restarts
-from obatchd.documents.burnin import BurninReport, BurninStatus
+from obatchd.documents.burnin.report import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
 from obatchd.words import not_written

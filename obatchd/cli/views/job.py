@@ -11,7 +11,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import OUTCOMES, job_state
 from obatchd.cli.views.text import duration, place, styled, wrapped
-from obatchd.users import user_name
+from obatchd.naming import user_name
 from obatchd.words import counted, energy, three_digits
 
 _VALUE_CHARACTERS = 300

@@ -19,7 +19,6 @@ import attrs
 import msgspec
 
 from obatchd import log
-from obatchd.child import Channel
 from obatchd.cluster.host.files import read_file, write_file
 from obatchd.cluster.launching import (
     Asked,
@@ -34,6 +33,7 @@ from obatchd.cluster.launching import (
 )
 from obatchd.documents.engine import EngineNode, EngineState
 from obatchd.errors import ObatchError
+from obatchd.frames import Channel
 from obatchd.settings.tables.cluster import ClusterSettings
 from obatchd.tasks import TaskOwner, TaskSet
 

@@ -13,13 +13,14 @@ import attrs
 import msgspec
 
 from obatchd import log
-from obatchd.child import Drained, End
+from obatchd.child import End
 from obatchd.cluster.head.trust import Ledger, lie
 from obatchd.cluster.messages import KillWorker, ToHead, WorkerEnded, WorkerStarted
 from obatchd.cluster.session import Session
 from obatchd.cluster.wire import WHOLE_BYTES
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.workers import WorkerPlace
+from obatchd.frames import Drained
 from obatchd.ollama import faults
 
 _log = log.get(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from obatchd.cluster.host.files import read_file, write_file
 from obatchd.errors import HostError
+from obatchd.holding import HeldError, hold
 from obatchd.settings.base import expanded
 
 SERVICE_DIRECTORY = Path("/var/lib/obatch-host")
@@ -78,24 +78,20 @@ class HostDirectory:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the directory for one process. Raises HostError where another one has it (``locked``)."""
-        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                raise HostError(
-                    f"another obatchd host (pid {holder}) works on {self.root}: stop it first, or name another "
-                    "directory with --dir.",
-                    code="locked",
-                ) from None
-            except OSError as error:
-                raise HostError(
-                    f"{self.root} cannot be locked ({error.strerror}): it must lie on a local disk. Name another one "
-                    "with --dir."
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            descriptor = hold(self.root / ".lock")
+        except HeldError as held:
+            raise HostError(
+                f"another obatchd host (pid {held.pid}) works on {self.root}: stop it first, or name another "
+                "directory with --dir.",
+                code="locked",
+            ) from None
+        except OSError as error:
+            raise HostError(
+                f"{self.root} cannot be locked ({error.strerror}): it must lie on a local disk. Name another one "
+                "with --dir."
+            ) from None
+        try:
             yield
         finally:
             os.close(descriptor)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from obatchd.child import Channel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import OfferItem, TokenItem
+from obatchd.frames import Channel
 from obatchd.ollama.client import Answer
 from obatchd.prompts.reasoning import may_begin
 

@@ -19,12 +19,12 @@ from typing import Never
 import msgspec
 import uvloop
 
-from obatchd.child import Channel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.worker.attempts import Attempts, Held
 from obatchd.dispatch.worker.embedding import TOGETHER, may_join, size_of
 from obatchd.dispatch.worker.streaming import Stream, TokenSender
+from obatchd.frames import Channel
 from obatchd.jobs.formats.request import Request, parse_request
 from obatchd.jobs.model import written_line
 from obatchd.ollama import faults

@@ -18,8 +18,8 @@ from obatchd.front.answers import body_of
 from obatchd.front.native.models import RUNNING
 from obatchd.front.page.files import PageFile, PageFiles
 from obatchd.front.routes import CALLER, Route
+from obatchd.naming import user_name
 from obatchd.times import instant
-from obatchd.users import user_name
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from obatchd import child, confined
+from obatchd import confined, frames
 from obatchd.errors import DropRefused
 from obatchd.installation import lacks
 from obatchd.jobs.containers.kinds import HEAD_BYTES, Container, container_of, is_to_convert, name_of_content
@@ -66,7 +66,7 @@ def main(connection: socket.socket, order: Order) -> None:
         else:
             unpacker.clean()  # others need the room
             answer = Trouble(error.errno or 0, words, unpacker.meter.needed_bytes)
-    child.send(connection, answer)
+    frames.send(connection, answer)
 
 
 class Unpacker:

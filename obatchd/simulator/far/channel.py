@@ -18,10 +18,11 @@ import attrs
 import msgspec
 
 from obatchd import log
-from obatchd.child import FULL_BYTES, Drained, End, frame
+from obatchd.child import End
 from obatchd.dispatch import protocol
 from obatchd.dispatch.workers import WorkerHandle, WorkerLife, WorkerMaker, WorkerPlace
 from obatchd.errors import ConfigError
+from obatchd.frames import FULL_BYTES, Drained, frame
 
 VARIABLE = "OBATCHD_SIMULATOR_CHANNEL"
 HOST = "elsewhere"

@@ -20,7 +20,7 @@ import msgspec
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Record, Unit
 from obatchd.burnin.run.plan import Asked
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 from obatchd.errors import ClusterError, NotFoundError, StoreError
 
 _RUN = "run.json"

@@ -22,7 +22,7 @@ from obatchd.cluster.head.burnin.telling import Telling, listed
 from obatchd.cluster.head.joined import JoinedHost
 from obatchd.documents import excerpt
 from obatchd.documents.alarms import Announcer, BurninFinished
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
+from obatchd.documents.burnin.report import BurninBrief, BurninHead, BurninReport, BurninSeries, BurninStatus, ListedRun
 from obatchd.errors import ConfigError, ControlError, NotFoundError, ObatchError, StoreError
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings

@@ -18,7 +18,8 @@ from obatchd.burnin.report.over_hosts import OverHosts
 from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.verdict.reasons import HOST_LOST, NOT_BEGUN
 from obatchd.cluster.head.burnin.files import HostsRun, Part, RunFiles
-from obatchd.documents.burnin import BurninHead, BurninReport, BurninSeries, Host, ListedGpu, ListedRun
+from obatchd.documents.burnin.plan import Host
+from obatchd.documents.burnin.report import BurninHead, BurninReport, BurninSeries, ListedGpu, ListedRun
 from obatchd.errors import NotFoundError
 
 D = TypeVar("D")

@@ -14,7 +14,7 @@ from obatchd.burnin.journal.records import Record
 from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.run.plan import Asked
 from obatchd.cluster.desks import ToldRecords
-from obatchd.documents.burnin import Plan
+from obatchd.documents.burnin.plan import Plan
 
 _MOST_BYTES = 256 * 1024  # of records in one answer: requests go over the same connection
 

@@ -1,4 +1,4 @@
-"""Burn-in runs; docs/burnin.md describes the report for its readers."""
+"""How a run goes and went: its report, its series, and the list of runs."""
 
 from __future__ import annotations
 
@@ -6,72 +6,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from obatchd.documents import Document, Number
-from obatchd.documents.burnin_loads import PhaseResult, StressLoads
+from obatchd.documents.burnin.loads import PhaseResult, StressLoads
+from obatchd.documents.burnin.plan import Host, Plan
 from obatchd.documents.gpus import Identity
 
 KIND = "obatchd-burnin-report"
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """The criteria of a run that are not those of GPU health, fixed when it starts. Their sources: docs/burnin.md."""
-
-    slower_warn_percent: float = 5.0
-    slower_fail_percent: float = 10.0
-    stress_power_percent: float = 75.0
-    stress_utilisation_percent: float = 90.0
-    stress_loaded_percent: float = 95.0
-    least_loaded_percent: float = 80.0
-    least_seen_percent: float = 95.0
-    vram_target_percent: float = 85.0
-    covered_percent: float = 95.0
-
-
-class Phase(msgspec.Struct, frozen=True):
-    """Part of a run with the same loads on all its GPUs."""
-
-    loads: list[str]  # model, compute, memory, dcgm, gpu-burn; jobs
-    part: float  # of the duration
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """The run that the operator asked for."""
-
-    run: str
-    profile: str  # quick, overnight, acceptance
-    duration_s: float  # of load; a gap in which the daemon was down does not count
-    gpus: list[str]  # UUIDs
-    model: str
-    context_length: int  # tokens the filling of VRAM begins with
-    exclusive: bool
-    with_jobs: bool
-    fill_vram: bool
-    canary_s: float  # between two output checks of one GPU; 0: none
-    canary_runs: int  # of the calibration
-    bucket_s: float  # of one line of samples
-    strict: bool  # acceptance: too little stress is not enough for any PASS
-    limits: Limits
-    retest: list[str] = []  # UUIDs of GPUs that were in quarantine at the start; a PASS ends it
-    phases: list[Phase] = []  # empty in plans of versions that knew no load but the model
-    memory_percent: float = 95.0  # of what is free that the load "memory" takes
-    left_out: dict[str, str] = {}  # loads of the profile that this host cannot have, and why
-    over_hosts: bool | UnsetType = UNSET  # true: it is one host's part of a run over several
-
-    @property
-    def loads(self) -> list[str]:
-        """All that it has, in order."""
-        return list(dict.fromkeys(load for phase in self.phases for load in phase.loads))
-
-
-class Host(msgspec.Struct, frozen=True):
-    """The machine, as far as firmware and kernel tell; nothing about people."""
-
-    hostname: str = "?"
-    machine: str = ""
-    dmi: dict[str, str] = {}  # by name; serial numbers only root may read
-    kernel: str = ""
-    system: str = ""
-    driver_module: str = ""
-    driver: str = ""
 
 
 class BurninBrief(msgspec.Struct):
@@ -339,64 +278,6 @@ class BurninRuns(msgspec.Struct):
     """``GET /v1/burnin``: newest first."""
 
     runs: list[ListedRun]
-
-
-class ComparedGpu(msgspec.Struct):
-    """A GPU beside others of its kind."""
-
-    report: int  # number of its report, as they were given, from 0
-    hostname: str
-    run: str
-    index: int
-    uuid: str
-    verdict: str
-    tokens_per_s: float | None
-    power_percent: Number | None
-    clock_mhz: Number | None
-    temp_c: Number | None
-    of_median_percent: float | None = None  # its tokens per second, of the median of the others
-    tokens_per_j: float | None = None
-    tokens_per_j_of_median_percent: float | None = None  # of the median of those others that tell it
-    operations_per_s: dict[str, float] = {}  # of matrix products, by precision
-    memory_bytes_per_s: float | None = None
-    covered_bytes: int | None = None  # of its memory
-    link_bytes_per_s: dict[str, float] = {}  # to_host, from_host, to_peer (the slowest of its peers)
-    stress_of_median_percent: dict[str, float] = {}  # of each of these, by precision, "memory", or link
-    library: str = ""  # that computed the products; those of one library are compared
-    memory_temp_c: Number | None = None  # highest
-    most_power_percent: Number | None = None  # of the limit: the median of the phase with the most
-    covered_percent: Number | None = None  # of the memory that was free
-    wrong: int = 0  # results, and words of memory
-    wrong_at: str = ""  # the first of them: tile, or address and bits
-    pcie_gen: int | None = None
-    pcie_width: int | None = None  # lanes
-    nvlink_errors: int | None = None  # during the run; null where the card has no NVLink, or does not tell
-    judgement: str = ""  # "as the others", "warn: …", "FAIL: …"
-
-
-class ComparedGroup(msgspec.Struct):
-    """GPUs of one kind that did the same work."""
-
-    name: str
-    model: str
-    model_digest: str
-    context_length: int | None
-    slots: int | None
-    tokens_per_s: float | None  # median
-    gpus: list[ComparedGpu]
-    hosts: list[str]  # reports that are slower than the others as a whole, in words
-    hosts_fail: bool
-
-
-class Comparison(Document, kw_only=True):
-    """``obatchctl burnin compare --json``."""
-
-    kind: str = "obatchd-burnin-comparison"
-    verdict: str  # the worst of the comparison and of the reports' own
-    exit_code: int
-    meaning: str
-    groups: list[ComparedGroup]
-    left_out: list[str]  # runs that could not be compared, in words
 
 
 class ToolOutcome(msgspec.Struct):

@@ -1,0 +1,1 @@
+"""Burn-in runs; docs/burnin.md describes the report for its readers."""
