@@ -162,6 +162,7 @@ WORDS: Mapping[str, str] = {
     "health_missed": "Server {server} does not answer",
     # joined hosts
     "hosts_awaited": "Hosts that join do the work",
+    "host_starts": "Host {host} is about to start its servers",
     "host_came": "Host {host} is here",
     "host_away": "Host {host} is away; others do its work until it is back",
     "host_untrue": "Host {host} said what cannot be ({code}), and was cut off",

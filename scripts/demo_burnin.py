@@ -6,15 +6,13 @@ Exit status: 0 when it found exactly those five, 1 when not, 130 after Ctrl-C, w
 from __future__ import annotations
 
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
 
 from demo import Demo, Plan, _command
+from demo_parts import main
 
 DURATION_S = 90
 SIMULATOR = {
@@ -87,16 +85,5 @@ def run(directory: Path) -> int:
     return 0
 
 
-def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = Path(tempfile.mkdtemp(prefix="obatchd-demo-"))
-    try:
-        return run(directory)
-    except KeyboardInterrupt:
-        shutil.rmtree(directory, ignore_errors=True)
-        print("\nStopped; nothing is left.", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run))

@@ -12,12 +12,8 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +22,7 @@ from typing import Any
 
 from demo import LOOK_S, STOP_S, Demo, Plan, _command
 from demo_hosts_burnin import burn_in
+from demo_parts import free_port, main
 
 from obatchd.errors import DaemonDownError
 
@@ -104,9 +101,7 @@ class Fleet(Demo):
     """The head, and its hosts."""
 
     def __init__(self, directory: Path, count: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.door = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.door = f"127.0.0.1:{free_port()}"
         settings = f'model = "simulated"\ngpus = "none"\n[servers]\nslots = 4\n[cluster]\nlisten = "{self.door}"\n'
         super().__init__(directory, Plan(settings, {}, ""))
         self.hosts = [Host(directory, number) for number in range(1, count + 1)]
@@ -220,19 +215,8 @@ def run(directory: Path, count: int) -> int:
     return 0
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="scripts/demo", description="A head and hosts on this machine.")
     parser.add_argument("--hosts", type=int, choices=range(1, 9), default=3, metavar="N", help="from 1 to 8")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = Path(tempfile.mkdtemp(prefix="obatchd-demo-"))
-    try:
-        return run(directory, options.hosts)
-    except KeyboardInterrupt:
-        shutil.rmtree(directory, ignore_errors=True)
-        print("\nStopped; nothing is left.", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(lambda directory: run(directory, options.hosts)))

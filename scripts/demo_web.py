@@ -9,7 +9,6 @@ import json
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 from demo import Demo, Plan, _command
+from demo_parts import free_port
 
 FOR_S = 300.0
 SIMULATOR = {
@@ -37,12 +37,9 @@ WORDS = ("the", "family", "moved", "work", "was", "long", "but", "nobody", "spok
 
 def plan() -> Plan:
     """Listening on a port that is free."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return Plan(
         'model = "simulated"\ngpus = {use = "simulated:8", poll_s = 1, slow_poll_s = 5}\n'
-        f'[servers]\nslots = 4\nstagger_s = 0\n[http]\nlisten = "127.0.0.1:{port}"\n',
+        f'[servers]\nslots = 4\nstagger_s = 0\n[http]\nlisten = "127.0.0.1:{free_port()}"\n',
         {"OBATCHD_SIMULATOR": json.dumps(SIMULATOR)},
         "SIMULATED: 8 stand-in servers and GPUs, of which GPU 2 gets hot and GPU 5 has memory errors.",
     )

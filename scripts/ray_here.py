@@ -21,6 +21,7 @@ import psutil
 
 BIN = Path(sys.executable).parent
 MISSING = importlib.util.find_spec("ray") is None
+NO_DASHBOARD = importlib.util.find_spec("aiohttp_cors") is None  # of ray[default], without which it serves nothing
 _START_S = 120.0
 _TRIES = 3  # ray start gives up on a busy machine after some time of its own
 _OURS = ("OBATCH", "OLLAMA_", "RAY_")
@@ -32,13 +33,24 @@ class RayHere:
     Args:
         nodes: how many there are.
         simulator: configuration of the stand-in servers of their hosts.
+        dashboard: with Ray's dashboard, which ``ray list`` and ``ray job`` ask; needs ``ray[default]``.
+
+    Attributes:
+        started_s: when the latest ``ray start`` had its raylet, monotonic.
     """
 
-    def __init__(self, nodes: int, simulator: dict[str, Any] | None = None) -> None:
+    def __init__(self, nodes: int, simulator: dict[str, Any] | None = None, *, dashboard: bool = False) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="ob-ray-"))  # short: the names of Ray's sockets are long
         self.numbers = range(1, nodes + 1)
         self.port = _free_port()
         self.address = f"{self.ip(1)}:{self.port}"
+        self.started_s = 0.0
+        self._dashboard = ["--include-dashboard=false"]
+        self._dashboard_url = ""
+        if dashboard:
+            port = _free_port()
+            self._dashboard = ["--include-dashboard=true", f"--dashboard-port={port}"]
+            self._dashboard_url = f"http://127.0.0.1:{port}"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.environment |= {
             "HOME": str(self.root),
@@ -69,8 +81,7 @@ class RayHere:
         """Start whatever of it does not run."""
         if self.gcs() is None:
             self._ended(self.raylets())  # of an earlier head
-            self._start(1, "--head", "--port", str(self.port), "--temp-dir", str(self.root / "t"),
-                        "--include-dashboard=false")  # fmt: skip
+            self._start(1, "--head", "--port", str(self.port), "--temp-dir", str(self.root / "t"), *self._dashboard)
         for number in self.numbers:
             self.start_node(number)
         return self
@@ -95,6 +106,7 @@ class RayHere:
                     timeout=_START_S, check=False, start_new_session=True,
                 )  # fmt: skip
             if done.returncode == 0:
+                self.started_s = time.monotonic()
                 return
             self._ended([raylet] if (raylet := self.raylet(number)) is not None else [])
         raise AssertionError((self.root / "ray-start.log").read_text()[-3000:])
@@ -175,17 +187,21 @@ class RayHere:
 
     def drain(self, number: int) -> None:
         """Have Ray announce that it takes a node away, as its autoscaler and a preemption do."""
-        command = [
-            str(BIN / "ray"), "drain-node", "--address", self.address, "--node-id", self.node_id(number),
+        self.command(
+            "drain-node", "--address", self.address, "--node-id", self.node_id(number),
             "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a try",
             "--deadline-remaining-seconds", "600",
-        ]  # fmt: skip
-        subprocess.run(command, env=self.environment, capture_output=True, timeout=_START_S, check=True)
+        )  # fmt: skip
 
-    def logs(self) -> Iterator[Path]:
-        """Every log of Ray and of the hosts."""
-        for directory in (self.root / "t", self.root / "hosts"):
-            yield from (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    def command(self, *arguments: str) -> str:
+        """Run ``ray`` with these, which has to succeed; what it prints to its standard output."""
+        found = {"RAY_ADDRESS": self._dashboard_url} if self._dashboard_url else {}
+        done = subprocess.run(
+            [str(BIN / "ray"), *arguments], env=self.environment | found, capture_output=True, text=True,
+            timeout=_START_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"ray {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def end_by_hand(self) -> None:
         """``SIGTERM`` to all raylets and Ray's head, as ``ray stop``."""

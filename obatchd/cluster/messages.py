@@ -37,6 +37,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     machine: str  # machine-id, hashed
     clock_s: float  # seconds since the epoch, as the host's clock has it
     allocation: str = ""  # what started it, in words: "Slurm job 4711"; empty: itself
+    asks: bool = False  # for the terms alone, and has no servers until it has them
     protocol: int = PROTOCOL
 
 

@@ -89,6 +89,7 @@ class HostParts:
     _sights: Sights
     _alarms: AlarmsToHead
     _settings: HostSettings
+    asks: bool = attrs.field(default=False, init=False)
 
     def servers(self) -> Mapping[str, ManagedServer]:
         return self._sights.servers()
@@ -132,7 +133,7 @@ class NoParts:
     :class:`obatchd.cluster.host.visit.HostParts`."""
 
     _settings: HostSettings
-    _head: Head
+    asks: bool = attrs.field(default=True, init=False)
     desks: Mapping[str, Desk] = attrs.field(factory=dict, init=False)
 
     def servers(self) -> Mapping[str, ManagedServer]:
@@ -142,5 +143,4 @@ class NoParts:
         self._settings.obey(terms)
 
     def entered(self) -> None:
-        if self._head.session is not None:
-            self._head.session.end("it starts its servers")
+        pass

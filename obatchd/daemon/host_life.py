@@ -87,8 +87,7 @@ class HostDaemon:
         if self._settings.terms is not None:
             return
         systemd.ready(f"waiting for the head at {self._connector.address}")
-        head = Head()
-        dialer = Dialer(self._connector, self._identity, NoParts(self._settings, head), head, self)
+        dialer = Dialer(self._connector, self._identity, NoParts(self._settings), Head(), self)
         tasks = TaskSet(self)
         tasks.start(dialer.run(), "dial")
         stopping = asyncio.create_task(self._stop.asked.wait())

@@ -110,6 +110,7 @@ class StandInHost:
     clock_s: float = 0.0  # ahead of the true time
     nonce: bytes | None = None  # said instead of the one of the challenge
     silent: bool = False  # says no hello
+    asks: bool = False  # for the terms alone
     keeps_workers: bool = False  # whatever the head says
     desks: dict[str, object] = attrs.field(factory=dict)  # beside that for servers
     _latest: int = 0
@@ -139,7 +140,8 @@ class StandInHost:
             case messages.Challenge():
                 if not self.silent:
                     nonce = message.nonce if self.nonce is None else self.nonce
-                    self.say(Hello(nonce, self.name, self.version, "instance", "machine", time.time() + self.clock_s))
+                    clock_s = time.time() + self.clock_s
+                    self.say(Hello(nonce, self.name, self.version, "instance", "machine", clock_s, asks=self.asks))
             case messages.Accepted():
                 self.terms = message.terms
                 for news in self.servers.values():

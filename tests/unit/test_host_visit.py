@@ -90,6 +90,7 @@ class Relayed:
 class Parts:
     """Implements :class:`obatchd.cluster.host.visit.HostParts`, and of others what they need of a host."""
 
+    asks: bool = False
     desks: Mapping[str, object] = attrs.field(factory=dict)
     found: dict[str, Any] = attrs.field(factory=lambda: {"gpu0": Server(), "gpu1": Server()})
     terms: list[messages.Terms] = attrs.field(factory=list)
@@ -154,6 +155,13 @@ async def test_a_host_says_who_it_is_and_enters_when_it_is_accepted(bench: Bench
     assert (hello.nonce, hello.name, hello.version, hello.allocation) == (b"n", "node07", __version__, "Slurm job 4711")
     assert (bench.parts.terms, bench.parts.entries, relay.did) == ([TERMS], 1, [["gpu0", "gpu1"]])
     assert bench.head.session is not None and bench.head.away_s == 0
+
+
+async def test_a_host_without_terms_says_that_it_only_asks(bench: Bench) -> None:
+    bench.parts.asks = True
+    await bench.accept()
+    [hello] = bench.heard.messages
+    assert hello.asks and bench.parts.terms == [TERMS]
 
 
 async def test_what_the_head_tells_reaches_the_server(bench: Bench) -> None:

@@ -6,6 +6,7 @@ Of :mod:`obatchd.cluster.head`; what hosts may not say is in ``test_untrue_hosts
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncIterator
@@ -60,6 +61,30 @@ async def test_a_jobs_requests_are_answered_over_a_session(head: HeadRig) -> Non
     busy = [told.busy for told in host.heard if isinstance(told, messages.Busy)]
     assert busy == [True, False]
     assert messages.Progressed("gpu0") in host.heard
+
+
+async def test_a_first_start_asks_for_the_terms_and_no_warning_is_logged(
+    head: HeadRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = StandInHost(asks=True)
+    async with host.joined(head.hosts):
+        await until(lambda: host.session.is_over)
+    joined = head.hosts.hosts["node07"]
+    assert (host.terms, joined.state, joined.reason) == (head.hosts.terms(), "away", "it starts its servers")
+    assert joined.servers == {} and joined.hello is None
+    host.asks = False
+    async with host.joined(head.hosts):
+        await until(lambda: joined.state == "here")
+        assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_host_that_asks_leaves_its_session_as_it_is(head: HeadRig) -> None:
+    host, again = StandInHost(), StandInHost(asks=True)
+    async with host.joined(head.hosts):
+        await until(lambda: host.terms)
+        async with again.joined(head.hosts):
+            await until(lambda: again.session.is_over)
+        assert head.hosts.hosts["node07"].state == "here" and not host.session.is_over
 
 
 async def test_what_a_lost_host_held_goes_back_once_and_counts_no_attempt(head: HeadRig) -> None:

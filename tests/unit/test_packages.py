@@ -39,6 +39,17 @@ def test_a_package_that_is_installed_again_says_that_it_is_not_enabled(tmp_path:
     assert ("is not started with this host:  sudo systemctl enable --now obatchd" in said) != enabled
 
 
+@pytest.mark.parametrize("runs", ["obatchd-host.service", "obatchd.service"])
+def test_an_upgrade_of_a_host_does_not_say_that_it_does_not_run(tmp_path: Path, runs: str) -> None:
+    script = tmp_path / "postinst"
+    text = (ROOT / "scripts/package/postinst").read_text()
+    script.write_text(text.replace("-d /run/systemd/system", "-n systemd"))
+    question = f"case $3 in {runs}) ;; *) exit 1 ;; esac"
+    said = postinst(tmp_path, script, ("configure", "0.1.0-1"), "obatchd", systemctl=question)
+    assert said.count("\n") == 1 and "runs under the new version" in said
+    assert ("obatchd host" in said) == (runs == "obatchd-host.service")
+
+
 @pytest.mark.parametrize(
     ("arguments", "package", "told"),
     [

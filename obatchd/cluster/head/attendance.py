@@ -22,6 +22,7 @@ from obatchd.times import skew
 
 _log = log.get(__name__)
 HELLO_S = 10.0
+_STARTS = "it starts its servers"
 
 
 class Reception(Protocol):
@@ -31,9 +32,12 @@ class Reception(Protocol):
         """Why a host that has said hello gets no session now."""
         ...
 
-    def came(self, attendance: Attendance, hello: Hello) -> Terms:
-        """The session begins, and replaces an earlier one of the same host."""
+    def terms(self) -> Terms:
+        """What the head decides now."""
         ...
+
+    def came(self, attendance: Attendance, hello: Hello) -> None:
+        """The session begins, and replaces an earlier one of the same host."""
 
 
 @attrs.define(eq=False)
@@ -136,11 +140,22 @@ class Attendance:
             self.session.say(refused)
             self.session.end(refused.message)
             return
-        terms = self._reception.came(self, hello)
-        self.session.say(Accepted(terms))
+        if hello.asks:
+            self._asked(hello)
+            return
+        self._reception.came(self, hello)
+        self.session.say(Accepted(self._reception.terms()))
         _log.info("host_came", host=self.host.name, version=hello.version, by=hello.allocation or "itself")
         if skew(self.host.skew_s):
             _log.warning("host_clock", host=self.host.name, skew_s=round(self.host.skew_s, 1))
+
+    def _asked(self, hello: Hello) -> None:
+        """A host at its first start, which comes back with servers."""
+        self.session.say(Accepted(self._reception.terms()))
+        self.session.end(_STARTS)
+        if self.host.session is None:
+            self.host.reason, self.host.code = _STARTS, ""
+        _log.info("host_starts", host=self.host.name, version=hello.version)
 
     def _unfit(self, hello: Hello) -> Refused | None:
         """Why a host that says this can have no session."""

@@ -154,14 +154,16 @@ class Hosts:
         words = f"host {host.name} said what cannot be ({host.reason}); it may come again in {math.ceil(bar.left_s)} s"
         return Refused("untrue", words)
 
-    def came(self, attendance: Attendance, hello: Hello) -> Terms:
+    def terms(self) -> Terms:
+        return terms(self._settings.value)
+
+    def came(self, attendance: Attendance, hello: Hello) -> None:
         host = attendance.host
         if (earlier := self._present.get(host.name)) is not None:
             _log.warning("host_replaced", host=host.name, reason="another session of it has begun")
             earlier.over("another session of this host has begun")
         self._present[host.name] = attendance
         host.begin(attendance.session, hello)
-        return terms(self._settings.value)
 
     def cut_off(self, name: str, reason: str) -> None:
         """End the session with a host, if there is one; also one that has begun and has not said hello."""
@@ -192,7 +194,7 @@ class Hosts:
 
     def settings_changed(self) -> None:
         """Tell every host what the head decides now."""
-        told = terms(self._settings.value)
+        told = self.terms()
         for attendance in self._present.values():
             attendance.session.say(told)
 

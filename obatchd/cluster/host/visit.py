@@ -41,6 +41,11 @@ class HostParts(Protocol):
     """What a session needs of a host; :class:`obatchd.daemon.host.HostParts`."""
 
     @property
+    def asks(self) -> bool:
+        """Whether there are no servers yet: the head says how it wants them, and the session is over."""
+        ...
+
+    @property
     def desks(self) -> Mapping[str, Desk]: ...
     def servers(self) -> Mapping[str, ManagedServer]:
         """By id."""
@@ -110,9 +115,9 @@ class Visit:
                 self._of_server(message)
 
     def _hello(self, challenge: messages.Challenge) -> messages.Hello:
-        who = self._identity
+        who, asks = self._identity, self._parts.asks
         return messages.Hello(
-            challenge.nonce, who.name, __version__, who.instance, who.machine, time.time(), who.allocation
+            challenge.nonce, who.name, __version__, who.instance, who.machine, time.time(), who.allocation, asks
         )
 
     def _enter(self, accepted: messages.Accepted) -> None:
