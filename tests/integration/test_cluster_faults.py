@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_support import Fleet, make_fleet
-from daemon_support import Document, alive, ask_server, prompts, wait_for
+from daemon_support import Document, ask_server, prompts, wait_for
+from process_support import alive
 
 BACK_S = 10.0  # a host is back so soon after what was wrong is over
 STEADY: Document = {"service_s": {"kind": "fixed", "value": 0.2}, "load_s": 0.05}
