@@ -22,6 +22,13 @@ from obatchd.simulator.gpus import MACHINE
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 _LINK = re.compile(r"obatch://\S+")
+# Python's own word of a process that was being started when its daemon was killed.
+_NOT_BORN = re.compile(
+    r"Traceback \(most recent call last\):\n"
+    r"(?:  File \"(?:<string>|[^\"\n]*/multiprocessing/\w+\.py)\".*\n(?:    .*\n|\s*\^+\n)*)+"
+    r"EOFError(?:: Ran out of input)?$",
+    re.MULTILINE,
+)
 _JOIN_S, _HERE_S = 60.0, 60.0
 _OURS = ("OBATCH", "OLLAMA_")
 _QUICK: Document = {
@@ -333,7 +340,8 @@ def make_fleet(
 def no_defects(*processes: Daemon | HostProcess) -> None:
     """None of them has logged a defect."""
     for process in processes:
-        defects = [line for line in process.log().splitlines() if "Traceback" in line or "was never" in line]
+        log = _NOT_BORN.sub("", process.log())
+        defects = [line for line in log.splitlines() if "Traceback" in line or "was never" in line]
         assert not defects, f"{process.root.name} logged a defect:\n" + "\n".join(defects)
 
 
