@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(MISSING or NO_DASHBOARD, reason="Ray is not installed whole: pip install 'ray[default]'"),
 ]
-NODES = 2
+NODES = 1  # with a second one on the same machine, Ray's dashboard finds no agent for a job
 SIMULATOR: Document = {"service_s": {"kind": "uniform", "low": 0.1, "high": 0.3}, "models": [{"name": "tiny"}]}
 KINDS = ("actors", "jobs", "workers", "tasks", "objects", "runtime-envs")  # of which Ray's state API tells
 WAITS = "import time; time.sleep(600)"
@@ -58,12 +58,9 @@ def head(ray: RayHere, make_head: Callable[..., Head]) -> Iterator[Head]:
     let_go(made)
 
 
-def listed(ray: RayHere) -> dict[str, list[Document]]:
-    """All that ``ray list`` tells of, by kind."""
-    return {
-        kind: json.loads(ray.command("list", kind, "--detail", "--format", "json", "--limit", "10000"))
-        for kind in KINDS
-    }
+def listed(ray: RayHere) -> dict[str, str]:
+    """All that ``ray list`` tells of, by kind: JSON, or words where it knows of none."""
+    return {kind: ray.command("list", kind, "--detail", "--format", "json", "--limit", "10000") for kind in KINDS}
 
 
 def test_nobody_finds_a_secret(head: Head, ray: RayHere) -> None:
@@ -73,11 +70,13 @@ def test_nobody_finds_a_secret(head: Head, ray: RayHere) -> None:
     credentials = [ray.directory(number) / "credential" for number in ray.numbers]
     assert all(has_secret(file.read_bytes(), hashes) and file.stat().st_mode & 0o777 == 0o600 for file in credentials)
     told = listed(ray)
-    agents = [actor for actor in told["actors"] if actor["class_name"] == "NodeAgent" and actor["state"] == "ALIVE"]
+    actors, jobs, tasks = (json.loads(told[kind]) for kind in ("actors", "jobs", "tasks"))
+    agents = [actor for actor in actors if actor["class_name"] == "NodeAgent" and actor["state"] == "ALIVE"]
     assert {actor["name"] for actor in agents} == {ray.node_id(number) for number in ray.numbers}
-    assert told["jobs"] and told["workers"] and told["tasks"], "the launcher's job, and the calls of its actors"
+    assert jobs, "the launcher is one"
+    assert "NodeAgent.enrol" in {task["name"] for task in tasks}, "by which a code went to its host"
     for kind, content in told.items():
-        assert not has_secret(json.dumps(content).encode(), hashes), kind
+        assert not has_secret(content.encode(), hashes), kind
     assert not has_secret(ray.command("job", "list").encode(), hashes)
     places = places_with_secrets(hashes, [ray.root, head.root], but=credentials)
     assert not places
@@ -99,7 +98,7 @@ def test_the_search_finds_what_it_looks_for(head: Head, ray: RayHere) -> None:
             canary.kill()
     assert seen == {"environ", "cmdline"}
     assert {str(credential), str(logs / "canary.log"), str(logs / "job-driver-canary.log")} <= places
-    assert has_secret(json.dumps(listed(ray)["jobs"]).encode(), hashes)
+    assert has_secret(listed(ray)["jobs"].encode(), hashes)
     assert has_secret(ray.command("job", "list").encode(), hashes)
 
 
