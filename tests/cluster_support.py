@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,13 @@ from process_support import BIN, Document, Running, alive, laid_over, wait_for
 from obatchd.simulator.gpus import MACHINE
 from obatchd.simulator.timeline import GpuEvent, write_script
 
+# Python's own word of a process that was being started when its daemon was killed.
+_NOT_BORN = re.compile(
+    r"Traceback \(most recent call last\):\n"
+    r"(?:  File \"(?:<string>|[^\"\n]*/multiprocessing/\w+\.py)\".*\n(?:    .*\n|\s*\^+\n)*)+"
+    r"EOFError(?:: Ran out of input)?$",
+    re.MULTILINE,
+)
 _JOIN_S, _HERE_S = 60.0, 60.0
 _QUICK: Document = {
     "log_level": "debug",
@@ -277,5 +285,6 @@ def make_fleet(
 def no_defects(*processes: Daemon | HostProcess) -> None:
     """None of them has logged a defect."""
     for process in processes:
-        defects = [line for line in process.log().splitlines() if "Traceback" in line or "was never" in line]
+        log = _NOT_BORN.sub("", process.log())
+        defects = [line for line in log.splitlines() if "Traceback" in line or "was never" in line]
         assert not defects, f"{process.root.name} logged a defect:\n" + "\n".join(defects)

@@ -341,3 +341,24 @@ async def test_no_signal_for_the_whole_group_ends_the_forkserver() -> None:
         assert not blocked(os.getpid())
         parent.children[0].send("there?")
         await wait_for(lambda: parent.said)
+
+
+class Counting(Watched):
+    """Counts the open files of this process at each end."""
+
+    def __init__(self, *pauses: float) -> None:
+        super().__init__(*pauses)
+        self.open_files: list[int] = []
+
+    def ended(self, end: End) -> float | None:
+        self.open_files.append(psutil.Process().num_fds())
+        return super().ended(end)
+
+
+async def test_the_end_of_a_child_leaves_no_file_open_whoever_still_knows_it() -> None:
+    """Before, two pipes stayed open until the garbage collector came by, which it seldom does."""
+    parent = Counting(0.0, 0.0, 0.0)
+    async with kept(partial(exit_with, 3), parent):
+        await wait_for(lambda: len(parent.ends) == 4)
+    first, *later = parent.open_files  # the first one starts the forkserver
+    assert later == [first] * 3 and len({child.pid for child in parent.children}) == 4
