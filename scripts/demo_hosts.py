@@ -117,7 +117,7 @@ class Fleet(Demo):
     def ready(self) -> int:
         with contextlib.suppress(DaemonDownError):
             return sum(server["state"] == "ready" for server in self.client.get("servers")["servers"])
-        return -1
+        return 0
 
     def until(self, look: Callable[[], bool], what: str) -> None:
         """Wait until it is so; exits after ``WAIT_S``."""
@@ -127,8 +127,14 @@ class Fleet(Demo):
                 sys.exit(f"Not within {WAIT_S:.0f} s: {what}. The logs are in {self.directory}")
             time.sleep(LOOK_S)
 
+    def is_open(self) -> bool:
+        """Whether the head answers and has its certificate, which it makes at its first start."""
+        with contextlib.suppress(DaemonDownError):
+            return bool(self.client.get("hosts")["door"]["fingerprint"])
+        return False
+
     def join(self) -> None:
-        self.until(lambda: self.ready() >= 0, "the head answers")
+        self.until(self.is_open, "the door of the head is open")
         print(f"The head runs; its door is {self.door}, with a certificate of its own.")
         for host in self.hosts:
             found = _LINK.search(told := self.obatchctl("hosts", "code"))

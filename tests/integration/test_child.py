@@ -31,8 +31,8 @@ from child_support import (
     send_raw,
     speak_slowly,
 )  # fmt: skip
-from daemon_support import alive
 from fleet_support import wait_for
+from process_support import alive
 
 from obatchd import child, frames
 from obatchd.child import Child, End, Keeper
