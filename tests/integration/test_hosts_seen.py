@@ -43,6 +43,12 @@ def said(fleet: Fleet, *words: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def test_first_starts_are_told_and_warned_of_by_nobody(fleet: Fleet) -> None:
+    assert len(fleet.head.events("host_starts")) == len(fleet.head.events("host_came")) == 2
+    assert fleet.head.events("host_away") + fleet.head.events("host_replaced") == []
+    assert not [host.name for host in (fleet.first, fleet.second) if host.events("head_away")]
+
+
 def test_servers_and_gpus_are_sorted_by_host_and_have_readings(fleet: Fleet) -> None:
     servers = fleet.head.client.get("status")["servers"]
     assert [server["id"] for server in servers] == ["node2.gpu0", "node2.gpu1", "node10.gpu0", "node10.gpu1"]
