@@ -321,7 +321,7 @@ def test_children_import_nothing_from_the_current_directory(tmp_path: Path, deco
     script.write_text(_FROM_ANYWHERE)
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent, tests.parents[1])))}
-    command = [sys.executable, script]
+    command: list[str | Path] = [sys.executable, script]
     done = subprocess.run(
         command, cwd=elsewhere, env=environment, timeout=60, capture_output=True, text=True, check=False
     )

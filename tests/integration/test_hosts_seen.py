@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from cluster_support import Head, HostProcess
-from daemon_support import wait_for
+from process_support import wait_for
 
 DEADLINE_S = 30.0
 
