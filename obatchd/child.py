@@ -124,16 +124,16 @@ class Child:
 
     _process: BaseProcess
     _channel: Channel[Any]
+    pid: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
     @property
     def away_s(self) -> float:
         """How far away it is; not at all."""
         return 0.0
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
 
     def send(self, message: object) -> bool:
         """Queue a message. False: the child is known to be gone, and the message with it."""
@@ -174,6 +174,8 @@ class Child:
             if self._process.exitcode is None:
                 self._signal()
         code = self._process.exitcode
+        if code is not None:
+            self._process.close()  # now: somebody may know this child until the garbage collector comes by
         return "died" if code is None else f"died of signal {-code}" if code < 0 else f"died with exit code {code}"
 
 

@@ -36,8 +36,6 @@ def main() -> int:
     begun_s = time.monotonic()
     violations = _weather(root, plan, options.hosts)
     print(f"took {time.monotonic() - begun_s:.0f} s")
-    for violation in violations[:50]:
-        print(f"VIOLATION: {violation}")
     if violations:
         print(f"{len(violations)} violations; run again with --seed {plan.seed}. Everything is kept: {root}")
         return 1
@@ -47,7 +45,7 @@ def main() -> int:
 
 
 def _weather(root: Path, plan: Plan, hosts: int) -> list[str]:
-    """Go through the whole storm; every promise that was broken."""
+    """Go through the whole storm; every promise that was broken, told as soon as it was."""
     violations: list[str] = []
     try:
         with make_fleet(root, hosts, config=CONFIG, simulator=SIMULATOR) as fleet:
@@ -55,12 +53,13 @@ def _weather(root: Path, plan: Plan, hosts: int) -> list[str]:
             try:
                 storm.run()
             finally:
-                violations += storm.violations
+                violations += storm.struck.violations
                 width = max(len(name) for name, _ in storm.rows())
                 print(*(f"{name:<{width}}  {value}" for name, value in storm.rows()), sep="\n")
     except Exception as error:  # noqa: BLE001 - whatever stops the storm is shown beside what it left
         traceback.print_exc()
         violations.append(f"the storm broke off: {type(error).__name__}: {error}")
+        print(f"VIOLATION: {violations[-1]}")
     return violations
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -14,16 +13,22 @@ from typing import NamedTuple
 
 import psutil
 import toml
-from daemon_support import BIN, Daemon, Document, Job, alive, ask_server, wait_for
+from daemon_support import Daemon, Job, ask_server
 from line_support import Line, line_to
 from port_support import free_ports
+from process_support import BIN, Document, Running, alive, laid_over, wait_for
 
 from obatchd.simulator.gpus import MACHINE
 from obatchd.simulator.timeline import GpuEvent, write_script
 
-_LINK = re.compile(r"obatch://\S+")
+# Python's own word of a process that was being started when its daemon was killed.
+_NOT_BORN = re.compile(
+    r"Traceback \(most recent call last\):\n"
+    r"(?:  File \"(?:<string>|[^\"\n]*/multiprocessing/\w+\.py)\".*\n(?:    .*\n|\s*\^+\n)*)+"
+    r"EOFError(?:: Ran out of input)?$",
+    re.MULTILINE,
+)
 _JOIN_S, _HERE_S = 60.0, 60.0
-_OURS = ("OBATCH", "OLLAMA_")
 _QUICK: Document = {
     "log_level": "debug",
     "drain_s": 5,
@@ -50,10 +55,8 @@ class Head(Daemon):
 
     def code(self, through: int = 0) -> str:
         """A new link with which a host joins; ``through`` is the port on this machine that leads to the door."""
-        told = self.control("hosts", "code")
-        found = _LINK.search(told.stdout)
-        assert told.returncode == 0 and found, told.stdout + told.stderr
-        return found[0].replace(f":{self.port}", f":{through or self.port}", 1).strip("'\"")
+        link = str(self.client.post("hosts/codes")["link"])
+        return link.replace(f":{self.port}", f":{through or self.port}", 1)
 
     def hosts(self) -> dict[str, Document]:
         """Every host that is known, by name, as ``obatchctl hosts --json`` has it."""
@@ -71,7 +74,7 @@ class Head(Daemon):
         return self
 
 
-class HostProcess:
+class HostProcess(Running):
     """One machine that lends its GPUs to a head: joins by a code and runs ``obatchd host``.
 
     Args:
@@ -97,19 +100,15 @@ class HostProcess:
         config: Document | None = None,
         simulator: Document | None = None,
     ) -> None:
-        root.mkdir(exist_ok=True)
-        self.root = root
+        super().__init__(root, "obatchd host", simulator)
         self.head = head
         self.name = name
         self.gpus = gpus
         self.line = line
         self.directory = root / "host"
         self.config_file = root / "host.toml"
-        self.log_file = root / "log"
-        self.simulator = simulator or {}
         self._number = number
-        self.process: subprocess.Popen[bytes] | None = None
-        self._own = _laid_over(
+        self._own = laid_over(
             _QUICK,
             {"gpus": {"use": f"simulated:{gpus}"}, "servers": {"listen": f"127.0.0.{number}"}},
             config or {},
@@ -118,13 +117,7 @@ class HostProcess:
     # Life.
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-        return kept | {
-            "HOME": str(self.root),
-            "PYTHONFAULTHANDLER": "1",
-            "OBATCHD_SIMULATOR": json.dumps(self.simulator),
-            MACHINE: str(self._number),
-        }
+        return super().environment() | {MACHINE: str(self._number)}
 
     def join(self, link: str = "") -> HostProcess:
         """Join by a code of the head, or by ``link``, and lay our settings over the file that this wrote."""
@@ -132,7 +125,7 @@ class HostProcess:
         done = self.run_join(link)
         assert done.returncode == 0, done.stdout + done.stderr
         written = toml.loads(self.config_file.read_text())
-        self.config_file.write_text(toml.dumps(_laid_over(self._own, written)))
+        self.config_file.write_text(toml.dumps(laid_over(self._own, written)))
         return self
 
     def run_join(self, link: str) -> subprocess.CompletedProcess[str]:
@@ -147,35 +140,13 @@ class HostProcess:
     def launch(self, **variables: str) -> subprocess.Popen[bytes]:
         """Start ``obatchd host`` and return at once."""
         command: list[str | Path] = [BIN / "obatchd", "host", "--config", self.config_file, "--dir", self.directory]
-        with open(self.log_file, "ab") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environment() | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        return self.process
+        return self.run(command, self.environment() | variables)
 
     def start(self) -> HostProcess:
         """Start it and wait until the head has it."""
-        process = self.launch()
-
-        def here() -> bool:
-            if process.poll() is not None:
-                raise AssertionError(f"obatchd host exited with {process.returncode}:\n{self.log()[-3000:]}")
-            return self.state() == "here"
-
-        wait_for(here, _HERE_S, f"{self.name} is here")
+        self.launch()
+        self.until(lambda: self.state() == "here", f"{self.name} is here")
         return self
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def parts(self) -> list[psutil.Process]:
-        """Every process below it that lives now."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.pid).children(recursive=True)
-        return []
 
     def kill(self) -> None:
         """SIGKILL its main process."""
@@ -189,18 +160,6 @@ class HostProcess:
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
-
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20) -> int:
-        """Signal it and wait for its end; its exit code."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # faulthandler writes down where every thread is
-            self.process.wait(10)
-            raise AssertionError(f"obatchd host did not end within {timeout_s:g} s:\n{self.log()[-6000:]}") from None
 
     def clean(self) -> None:
         """End everything of this host, however the test ended."""
@@ -255,13 +214,6 @@ class HostProcess:
         """Replace the faults of its stand-in servers."""
         for server in self.servers():
             ask_server(server["url"], "/simulator/faults", list(faults))
-
-    def log(self) -> str:
-        return self.log_file.read_text() if self.log_file.exists() else ""
-
-    def events(self, name: str) -> list[str]:
-        """Lines of its log for one event."""
-        return [line for line in self.log().splitlines() if f" event={name} " in f"{line} "]
 
 
 class Fleet(NamedTuple):
@@ -333,14 +285,6 @@ def make_fleet(
 def no_defects(*processes: Daemon | HostProcess) -> None:
     """None of them has logged a defect."""
     for process in processes:
-        defects = [line for line in process.log().splitlines() if "Traceback" in line or "was never" in line]
+        log = _NOT_BORN.sub("", process.log())
+        defects = [line for line in log.splitlines() if "Traceback" in line or "was never" in line]
         assert not defects, f"{process.root.name} logged a defect:\n" + "\n".join(defects)
-
-
-def _laid_over(*documents: Document) -> Document:
-    merged: Document = {}
-    for document in documents:
-        for name, value in document.items():
-            old = merged.get(name)
-            merged[name] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
-    return merged

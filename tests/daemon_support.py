@@ -10,16 +10,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import toml
+from process_support import BIN, Document, Running, laid_over, wait_for
 
 from obatchd.client.control import ControlClient
 from obatchd.client.runtime import read_record
@@ -28,10 +27,6 @@ from obatchd.servers.environment import SERVER_MARK
 from obatchd.servers.sweep import marked, sweep
 from obatchd.spool.layout import drop_stem
 
-T = TypeVar("T")
-Document = dict[str, Any]
-BIN = Path(sys.executable).parent
-_OURS = ("OBATCH", "OLLAMA_")
 CHANNEL = "OBATCHD_SIMULATOR_CHANNEL"
 _QUICK: Document = {
     "model": "tiny",
@@ -42,16 +37,6 @@ _QUICK: Document = {
     "inbox": {"settle_s": 0.2, "folder_settle_s": 0.2, "rescan_s": 0.5},
     "http": {"listen": ""},
 }
-
-
-def wait_for(look: Callable[[], T], timeout_s: float = 30, what: str = "") -> T:
-    """The first true value of ``look``; fails after ``timeout_s``."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (value := look()):
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"not within {timeout_s:g} s: {what or look}")
-        time.sleep(0.01)
-    return value
 
 
 def digest(prompt: str) -> str:
@@ -70,12 +55,6 @@ def jsonl(requests: Iterable[Document]) -> bytes:
 
 def json_array_gz(requests: Iterable[Document]) -> bytes:
     return gzip.compress(json.dumps(list(requests)).encode())
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def ask_server(url: str, path: str, body: Any = None) -> Document:
@@ -151,7 +130,7 @@ class Job:
         return summary
 
 
-class Daemon:
+class Daemon(Running):
     """One daemon on one spool of its own; may be killed and started again.
 
     Args:
@@ -167,64 +146,42 @@ class Daemon:
         simulator: Document | None = None,
         spool: Path | None = None,
     ) -> None:
-        root.mkdir(exist_ok=True)
-        self.root = root
+        super().__init__(root, "obatchd", simulator)
         self.spool = spool or root / "s"
         self.inbox, self.outbox = self.spool / "inbox", self.spool / "outbox"
         self.config_file = root / "obatchd.toml"
-        self.log_file = root / "log"
         self.configure(config)
-        self.simulator = simulator or {}
         self.wrapper: tuple[str, ...] = ()  # a command that starts the daemon
         self.client = ControlClient(self.spool)
-        self.process: subprocess.Popen[bytes] | None = None
-        self._parts: dict[int, psutil.Process] = {}
 
     def configure(self, config: Document | str | None) -> None:
         """Write the configuration file."""
         if not isinstance(config, str):
-            merged = {name: dict(value) if isinstance(value, dict) else value for name, value in _QUICK.items()}
-            for name, value in (config or {}).items():
-                old = merged.get(name)
-                merged[name] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
-            config = toml.dumps(merged)
+            config = toml.dumps(laid_over(_QUICK, config or {}))
         self.config_file.write_text(config)
 
     # Life.
 
     def launch(self, crash_at: str = "", **variables: str) -> subprocess.Popen[bytes]:
         """Start the process and return at once."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-        environment |= {
-            "HOME": str(self.root),
-            "PYTHONFAULTHANDLER": "1",
-            "OBATCHD_SIMULATOR": json.dumps(self.simulator),
-            **variables,
-        }
+        environment = self.environment() | variables
         if trouble := os.environ.get(CHANNEL):  # of the tests that run over a bad channel to workers
             environment[CHANNEL] = trouble
         if crash_at:
             environment["OBATCHD_CRASH_AT"] = crash_at
         command = [*self.wrapper, BIN / "obatchd", "--config", self.config_file, "--spool", self.spool]
-        with open(self.log_file, "ab") as log:
-            # A session of its own, as a terminal's foreground group is: Ctrl-C reaches everything in it.
-            self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        return self.process
+        return self.run(command, environment)
 
     def start(self, crash_at: str = "", **variables: str) -> Daemon:
         """Start it and wait until it answers."""
         process = self.launch(crash_at, **variables)
 
         def answers() -> bool:
-            if process.poll() is not None:
-                raise AssertionError(f"obatchd exited with {process.returncode}:\n{self.log()[-3000:]}")
             with contextlib.suppress(DaemonDownError):
                 return bool(self.status()["pid"] == process.pid)
             return False
 
-        wait_for(answers, 60, "the daemon answers")
+        self.until(answers, "the daemon answers")
         return self
 
     def ready(self) -> Daemon:
@@ -232,36 +189,13 @@ class Daemon:
         wait_for(lambda: all(s["state"] == "ready" for s in self.status()["servers"]), 60, "all servers are READY")
         return self
 
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def parts(self) -> list[psutil.Process]:
-        """Every process below the daemon that lives now."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.pid).children(recursive=True)
-        return []
-
     def kill(self) -> list[psutil.Process]:
         """SIGKILL the daemon; returns the processes it had, except servers and runners."""
-        parts = [part for part in self.parts() if not _is_server(part)]
+        parts = [part for part in self.parts() if not is_server(part)]
         os.kill(self.pid, signal.SIGKILL)
         assert self.process is not None
         self.process.wait(10)
         return parts
-
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20) -> int:
-        """Signal the daemon and wait for its end; its exit code."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # faulthandler writes down where every thread is
-            self.process.wait(10)
-            raise AssertionError(f"obatchd did not end within {timeout_s:g} s:\n{self.log()[-6000:]}") from None
 
     def clean(self) -> None:
         """End everything of this spool, however the test ended."""
@@ -313,13 +247,6 @@ class Daemon:
             if server in (None, number):
                 ask_server(entry["url"], "/simulator/faults", list(faults))
 
-    def log(self) -> str:
-        return self.log_file.read_text() if self.log_file.exists() else ""
-
-    def events(self, name: str) -> list[str]:
-        """Lines of the daemon's log for one event."""
-        return [line for line in self.log().splitlines() if f" event={name} " in f"{line} "]
-
     def control(self, *arguments: str | Path, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """Run ``obatchctl`` on this spool."""
         command = [BIN / "obatchctl", "--spool", self.spool, *arguments]
@@ -369,7 +296,8 @@ class Daemon:
         return job
 
 
-def _is_server(process: psutil.Process) -> bool:
+def is_server(process: psutil.Process) -> bool:
+    """Whether it is an ``ollama serve`` of ours, or a runner of one."""
     try:
         return SERVER_MARK in process.environ()
     except (psutil.Error, OSError):

@@ -49,7 +49,7 @@ class Here(Daemon):
         return [found.parent for found in self.inbox.parent.glob(f"outbox/{name}.*/summary.json")]
 
     def end(self) -> None:
-        self._stop("test")
+        self._signalled("test")
 
 
 @contextlib.asynccontextmanager

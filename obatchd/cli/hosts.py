@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from obatchd.cli.command import Document, Group, Invocation, Span, clean
-from obatchd.cli.views.text import NOTHING, table
+from obatchd.cli.views.text import NOTHING, table, wrapped
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.errors import ClusterError
 from obatchd.times import clock, duration, epoch_s, skew
@@ -58,7 +58,11 @@ def _list(document: Document) -> list[str]:
             )
             for host in hosts
         ]  # fmt: skip
-        lines += table(("HOST", "STATE", ">GPUS", ">READY", "VERSION", "SINCE", "~"), rows)
+        shown = table(("=HOST", "STATE", ">GPUS", ">READY", "?VERSION", "SINCE", "~~"), rows)
+        lines += shown
+        for host, line in zip(hosts, shown[1:], strict=True):
+            if (why := clean(_why(host))) not in line:  # the terminal is too narrow for it
+                lines += wrapped(why, f"  {host['name']}: ")
     lines += _engine(document["engine"])
     for enrolment in document["enrolments"]:
         joined = counted(len(enrolment["hosts"]), "host")

@@ -27,6 +27,7 @@ from obatchd.cluster.host.settings import HostSettings
 from obatchd.cluster.host.way import Connector, HeadWay
 from obatchd.daemon import host, process, systemd
 from obatchd.daemon.host import HostParts, Identity, NoParts
+from obatchd.daemon.stop import Stop
 from obatchd.errors import ConfigError
 from obatchd.servers.managed import ManagedServer
 from obatchd.tasks import TaskSet
@@ -54,18 +55,15 @@ class HostDaemon:
         self._head = Head()
         self._parts: HostParts | None = None
         self._tasks = TaskSet(self)
-        self._stopping = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._starting: asyncio.Task[Any] | None = None  # the task of run, while parts are being started
-        self._again = False  # the parts are stopped to be made anew
+        self._stop = Stop()
         self._exit_code = EXIT_OK
 
     async def run(self) -> int:
         """Run until told to stop; returns the exit code, or raises ObatchError, with what to do, if it cannot start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number.name, _STOPPED)
-        loop.add_signal_handler(signal.SIGUSR1, self._stop, "SIGUSR1", _TIME_LIMIT)
+            loop.add_signal_handler(number, self._signalled, number.name, _STOPPED)
+        loop.add_signal_handler(signal.SIGUSR1, self._signalled, "SIGUSR1", _TIME_LIMIT)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         _log.info(
             "host_starting", version=__version__, host=self._identity.name, directory=self._directory.root,
@@ -77,8 +75,7 @@ class HostDaemon:
             watch.start(self._before_limit(self._until_s), "time-limit")
         try:
             await self._first_terms()
-            while not self._stopping.is_set():
-                await self._run_once()
+            await self._stop.run(self)
         finally:
             await watch.stop()
             await loop.shutdown_default_executor()
@@ -93,31 +90,17 @@ class HostDaemon:
         dialer = Dialer(self._connector, self._identity, NoParts(self._settings), Head(), self)
         tasks = TaskSet(self)
         tasks.start(dialer.run(), "dial")
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self._stop.asked.wait())
         told = asyncio.create_task(self._settings.told.wait())
         await asyncio.wait([stopping, told], return_when=asyncio.FIRST_COMPLETED)
         for task in (stopping, told):
             task.cancel()
         await tasks.stop()
 
-    async def _run_once(self) -> None:
+    async def run_parts(self) -> None:
         """Make the parts and run them until they are to stop, for good or to be made anew."""
-        self._starting = task = asyncio.current_task()
-        assert task is not None
-        try:
-            await self._run_parts()
-        except asyncio.CancelledError:
-            if not self._stopping.is_set():
-                raise
-            task.uncancel()  # the start was cut short
-        finally:
-            self._parts = None
-        if self._again:
-            self._again = False
-            self._stopping.clear()
-
-    async def _run_parts(self) -> None:
         async with contextlib.AsyncExitStack() as at_end:
+            at_end.callback(self._forget_parts)
             self._settings.take_all()
             parts = self._parts = await host.build(self._settings, self._directory, self._head, self)
             here = parts.machine
@@ -140,26 +123,26 @@ class HostDaemon:
             self._tasks.start(self._tell_systemd(dialer), "systemd-status")
             if here.fleet.lacks_gpus:
                 self._tasks.start(self._begin_again_with_gpus(parts), "late-gpus")
-            self._starting = None
+            self._stop.started()
             systemd.ready(self._status_line(dialer))
             _log.info("host_ready", servers=len(self.servers()))
-            await self._stopping.wait()
-            if not self._again:
+            await self._stop.asked.wait()
+            if not self._stop.again:
                 systemd.stopping("stopping")
                 await self._drain(parts)
 
+    def _forget_parts(self) -> None:
+        self._parts = None
+
     async def _drain(self, parts: HostParts) -> None:
         """Have the head give no new work, and let running answers end, for as long as ``drain_s``."""
-        if self._head.session is None or self._hurry.is_set():
+        if self._head.session is None or self._stop.hurry.is_set():
             return
         parts.news.host_changed()
         drain = asyncio.create_task(self._until_idle())
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([drain, hurry], return_when=asyncio.FIRST_COMPLETED)
-        if self._hurry.is_set():
+        if not await self._stop.unless_hurried(drain):
             _log.warning("host_drain_skipped", reason="a second signal")
-        for task in (drain, hurry):
-            task.cancel()
+            drain.cancel()
 
     async def _until_idle(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -197,9 +180,7 @@ class HostDaemon:
             "gpus_came", gpus=len(parts.machine.probe.gpus), reason="obatchd starts its parts again, with a server on "
             "each GPU",
         )  # fmt: skip
-        if not self._stopping.is_set():
-            self._again = True
-            self._stopping.set()
+        self._stop.begin_again()
 
     def disowned(self) -> None:
         """A machine that is only lent may join again, with a new code of whoever started this process."""
@@ -210,21 +191,14 @@ class HostDaemon:
 
     # Signals, and the end of a part.
 
-    def _stop(self, name: str, why: str) -> None:
-        if self._stopping.is_set() and not self._again:
-            self._hurry.set()
-            return
-        _log.info("host_stop_asked", signal=name, drain_s=self._settings.value.drain_s)
-        self._end(why)
+    def _signalled(self, name: str, why: str) -> None:
+        if self._stop.signalled():
+            _log.info("host_stop_asked", signal=name, drain_s=self._settings.value.drain_s)
+            self._end(why)
 
     def _end(self, why: str) -> None:
-        """Stop for good; a start in progress is cut short."""
         self._head.leaving = self._head.leaving or why
-        self._again = False
-        self._stopping.set()
-        starting, self._starting = self._starting, None  # once: what it has started is stopped then
-        if starting is not None:
-            starting.cancel()
+        self._stop.end()
 
     def _reload(self) -> None:
         systemd.reloading()
@@ -237,7 +211,7 @@ class HostDaemon:
     def task_failed(self, name: str, error: BaseException) -> None:
         """A part is gone: stop, so that the service manager starts a whole one again."""
         self._exit_code = EXIT_FAILED
-        self._hurry.set()
+        self._stop.hurry.set()
         self._end(_STOPPED)
 
     # Systemd.

@@ -25,6 +25,7 @@ from obatchd.control.auth import group_id
 from obatchd.daemon import compose, process, systemd
 from obatchd.daemon.compose import Head
 from obatchd.daemon.machine import Host
+from obatchd.daemon.stop import Stop
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.answers import Reloaded
 from obatchd.errors import ConfigError
@@ -58,10 +59,7 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._tasks = TaskSet(self)
         self._between = TaskSet(self)  # while parts are made anew
-        self._stopping = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._starting: asyncio.Task[Any] | None = None  # the task of run, while parts are being started
-        self._again = False  # the parts are stopped to be made anew
+        self._stop = Stop()
         self._exit_code = EXIT_OK
 
     async def run(self) -> int:
@@ -69,15 +67,14 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)  # before it is ready: done then
         settings = self._settings.value
-        layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
+        layout = self._layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
         with layout.lock():
             self._store = await asyncio.to_thread(Store, layout.work, self._settings)
             # Until now the handlers of the command line end the process at once: there was nothing to stop.
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stop, number.name)
+                loop.add_signal_handler(number, self._signalled, number.name)
             try:
-                while not self._stopping.is_set():
-                    await self._run_once(layout)
+                await self._stop.run(self)
             finally:
                 await self._between.stop()
                 # A thread of a start that was cut short may still use the store, which the lock protects.
@@ -86,21 +83,9 @@ class Daemon:
         _log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
-    async def _run_once(self, layout: Layout) -> None:
+    async def run_parts(self) -> None:
         """Make the parts and run them until they are to stop, for good or to be made anew."""
-        self._starting = task = asyncio.current_task()
-        assert task is not None
-        try:
-            await self._run_locked(layout)
-        except asyncio.CancelledError:
-            if not self._stopping.is_set():
-                raise
-            task.uncancel()  # the start was cut short
-        if self._again:
-            self._again = False
-            self._stopping.clear()
-
-    async def _run_locked(self, layout: Layout) -> None:
+        layout = self._layout
         _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
         if (other := runtime.spool_of_variables()) not in (None, layout.root.absolute()):
             _log.warning("spool_not_of_obatchctl", spool=layout.root, other=other)
@@ -148,7 +133,7 @@ class Daemon:
             head.watchdog.start()
             await self._until_stopped(here, head)
         finally:
-            if not self._again:
+            if not self._stop.again:
                 systemd.stopping("stopping")
             await head.submit.stop()
             head.control.only_looks()
@@ -171,8 +156,8 @@ class Daemon:
             await head.control.stop()
 
     async def _until_stopped(self, here: Host, head: Head) -> None:
-        self._starting = None
-        stopping = asyncio.create_task(self._stopping.wait())
+        self._stop.started()
+        stopping = asyncio.create_task(self._stop.asked.wait())
         scanned = asyncio.create_task(head.engine.intake.scanned.wait())
         await asyncio.wait([stopping, scanned], return_when=asyncio.FIRST_COMPLETED)
         scanned.cancel()
@@ -204,40 +189,25 @@ class Daemon:
         _log.warning(
             "gpus_came", gpus=len(here.probe.gpus), reason="obatchd starts its parts again, with a server on each GPU"
         )
-        if not self._stopping.is_set():
-            self._again = True
+        if self._stop.begin_again():
             self._between.start(systemd.beat(), "systemd")  # which watches since READY
-            self._stopping.set()
 
     async def _drain(self, head: Head) -> None:
         """Stop the engine after in-flight requests ended, or at once when a second signal comes."""
-        stop = asyncio.create_task(head.engine.stop(0 if self._again else self._settings.value.drain_s))
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([stop, hurry], return_when=asyncio.FIRST_COMPLETED)
-        if not stop.done():
+        stop = asyncio.create_task(head.engine.stop(0 if self._stop.again else self._settings.value.drain_s))
+        if not await self._stop.unless_hurried(stop):
             _log.warning("drain_skipped", reason="a second signal")
             head.engine.hurry()
         await stop
-        hurry.cancel()
         if head.engine.committer.backlog:
             self._exit_code = EXIT_FAILED  # answers that the disk did not take; they are asked for again
 
     # Signals, and the end of a part.
 
-    def _stop(self, name: str) -> None:
-        if self._stopping.is_set() and not self._again:
-            self._hurry.set()
-            return
-        _log.info("stop_asked", signal=name, drain_s=self._settings.value.drain_s)
-        self._end()
-
-    def _end(self) -> None:
-        """Stop for good; a start in progress is cut short."""
-        self._again = False
-        self._stopping.set()
-        starting, self._starting = self._starting, None  # once: what it has started is stopped then
-        if starting is not None:
-            starting.cancel()
+    def _signalled(self, name: str) -> None:
+        if self._stop.signalled():
+            _log.info("stop_asked", signal=name, drain_s=self._settings.value.drain_s)
+            self._stop.end()
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A part of the daemon is gone: stop, so that the service manager starts a whole one again.
@@ -249,7 +219,7 @@ class Daemon:
             _log.error("store_damaged", task=name, reason=str(error), remedy=remedy)
             self._store.distrust()
         self._exit_code = EXIT_FAILED
-        self._end()
+        self._stop.end()
 
     # Reloading.
 

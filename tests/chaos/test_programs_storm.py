@@ -70,7 +70,7 @@ class Program(threading.Thread):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_storm_of_programs(make_daemon: Callable[..., Daemon], seed: int) -> None:
     found = over_http(make_daemon, simulator={"service_s": {"kind": "fixed", "value": 0.01}})
     d, chance = found.d.start().ready(), random.Random(seed)

@@ -6,12 +6,14 @@ import json
 import re
 import textwrap
 import time
+from typing import Any
 
 from container import wait_for
 from system import CONFIG, SPOOL, System, no_trace, program_gone, step
 
 _APT = "DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Options::=--force-confold"
 _MEMBERS = {"ada": 6, "ben": 4}  # requests that each has answered in the first job
+_HOST_UNIT = "/etc/systemd/system/obatchd-host.service.d/test.conf"
 _TOLD = "/var/lib/obatch/told"
 _NOTIFY = f"""
 [notifications]
@@ -165,6 +167,69 @@ def admin_backs_up_and_restores(s: System) -> None:
     s.say("systemctl start", f"40 of 40, each once; earlier results and sums are there: {used}")
 
 
+def _here(s: System) -> dict[str, Any]:
+    """Wait until the one host is here with both its servers; what is told of it, and loads of models by server."""
+
+    def look() -> dict[str, Any] | None:
+        hosts = s.c.ctl("hosts", "rita")["hosts"]
+        return hosts[0] if [(host["state"], host["ready"]) for host in hosts] == [("here", 2)] else None
+
+    found = wait_for(look, 60, "the host is here")
+    assert found is not None
+    servers = [server for server in s.c.ctl("servers", "rita")["servers"] if server.get("host")]
+    return found | {"loads": {server["id"]: _loads(s, server["url"]) for server in servers}}
+
+
+def _loads(s: System, url: str) -> int:
+    state: dict[str, list[Any]] = json.loads(s.c.out(f"curl -s {url}/simulator/state"))
+    return len(state["loads"])
+
+
+def _joins(s: System) -> str:
+    """What the head says is typed, and what the host says to that."""
+    typed = re.search(r"sudo (obatchd-join '\S+')", s.c.out("obatchctl hosts code", "rita"))
+    assert typed is not None
+    return s.c.out(typed[1])
+
+
+@step
+def admin_has_a_host(s: System) -> None:
+    """As docs/fleet.md says; head and host are one machine here, with GPUs of different machines."""
+    c, journal = s.c, "journalctl -o cat --no-pager"
+    c.put("/etc/obatch/obatchd.toml", CONFIG + '[cluster]\nlisten = "127.0.0.1:7700"\n')
+    c.put("/etc/obatch/host.toml", 'gpus = "simulated:2"\n')
+    c.put(_HOST_UNIT, "[Service]\nEnvironment=OBATCHD_SIMULATOR_MACHINE=2\n")
+    c.run("systemctl daemon-reload; systemctl restart obatchd")
+    s.ready()
+    since = c.out("date +@%s")
+    s.say("sudo obatchd-join 'obatch://…'", _joins(s))
+    _here(s)
+    for unit in ("obatchd-host", "obatchd"):  # nothing is wrong at a first start
+        assert c.out(f"{journal} -u {unit} --since {since} -p warning -q", check=False) == ""
+    s.drop("ada", "fleet.jsonl", 90)
+    s.under_way("ada", "fleet", 5)
+    before = _here(s)
+    c.run("systemctl restart obatchd")
+    assert _here(s)["loads"] == before["loads"] and set(before["loads"].values()) == {1}
+    s.under_way("ada", "fleet", 20)
+    c.run("systemctl restart obatchd-host")
+    s.finished("ada", "fleet", 90)
+    s.say(
+        "systemctl restart obatchd, later obatchd-host, in mid-job",
+        "90 of 90, each once; no model loaded again for the head",
+    )
+    host = _here(s)["name"]
+    c.run(f"obatchctl hosts drain {host} && obatchctl hosts forget {host}", "rita")
+    told = wait_for(
+        lambda: re.findall(r"event=head_refuses.*", c.out(f"{journal} -u obatchd-host -n 5")), 30, "it is told"
+    )
+    assert "obatchctl hosts code" in told[0] and c.out("systemctl is-active obatchd-host") == "active"
+    s.say(f"obatchctl hosts forget {host}; journalctl -u obatchd-host", told[0])
+    _joins(s)
+    assert _here(s)["name"] == host
+    s.say("the same once more", f"{host} is here again")
+
+
 @step
 def admin_upgrades_and_removes(s: System) -> None:
     c = s.c
@@ -175,9 +240,11 @@ def admin_upgrades_and_removes(s: System) -> None:
     c.run(f"cd /root/packages && {_APT} install ./obatchd_next.deb")
     s.finished("ada", "upgrade", 60)
     wait_for(lambda: c.ctl("status", "rita")["version"] == version, 30, f"{version} runs")
-    s.say(f"apt install of {version} in mid-job", "60 of 60, each once")
+    assert _here(s)["version"] == version
+    s.say(f"apt install of {version} in mid-job", "60 of 60, each once; the host has it, too")
     c.run(f"{_APT} remove obatchd")
     kept = f"/etc/obatch/obatchd.toml {SPOOL}/work/state.db /var/lib/obatch"
+    kept += " /etc/obatch/host.toml /var/lib/obatch-host/credential"
     program_gone(s, kept)
     s.say("apt remove obatchd", f"left: {kept}")
     c.run(f"{_APT} purge obatchd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from typing import Any
 
 from container import wait_for
 from system import CANARY, SPOOL, System, no_trace, program_gone, step
@@ -166,22 +167,45 @@ def manual(s: System) -> None:
         line for line in doctor.stdout.splitlines() if not line.startswith("ok"))[:300])  # fmt: skip
 
 
+def _gpus(s: System) -> dict[str, Any]:
+    """What an upgrade leaves as it is: servers, the judgement on each GPU, and all that was written down of them."""
+    look = (
+        "import json, sqlite3; db = sqlite3.connect('work/history.db'); "
+        "print(json.dumps(db.execute('SELECT uuid, seconds, at_s FROM samples').fetchall()))"
+    )
+    return {
+        "servers": [(server["id"], server["url"]) for server in s.c.ctl("servers")["servers"]],
+        "cards": [(gpu["uuid"], gpu["health"], gpu["quarantine"]) for gpu in s.c.ctl("gpus")["gpus"]],
+        "events": s.c.ctl("gpus events")["events"],
+        "history": json.loads(s.c.out(f'cd {SPOOL} && python3 -c "{look}"')),
+    }
+
+
 @step
 def upgrade_and_removal(s: System) -> None:
     c = s.c
     (old, _), (new, newer) = s.package("deb", 0), s.package("deb", -1)
     c.put("/root/newer.deb", newer.read_bytes())
     c.run("echo '# mine' >> /etc/obatch/obatchd.toml")
-    s.drop("alice", "upgrade.jsonl", 60)
+    c.run("obatchctl gpus quarantine 1 --reason 'its fan is loud'")
+    s.drop("alice", "upgrade.jsonl", 40)
     s.under_way("alice", "upgrade", 5)
+    before = _gpus(s)
     c.run("dpkg -i --force-confold /root/newer.deb")
-    s.finished("alice", "upgrade", 60)
+    s.finished("alice", "upgrade", 40)
+    after = _gpus(s)
+    assert [health for _, health, _ in after["cards"]] == ["ok", "quarantine"]
+    assert (after["servers"], after["cards"]) == (before["servers"], before["cards"])
+    for kept in ("events", "history"):
+        assert [entry for entry in before[kept] if entry not in after[kept]] == []
     version = c.ctl("status")["version"]
     assert version == new and "# mine" in c.out("cat /etc/obatch/obatchd.toml")
     copies = c.out(f"cd {SPOOL}/work && ls *.before-schema-*")
     venvs = c.out("ls /opt/obatchd")
     assert f"{old}-" not in venvs, venvs
-    s.say(f"dpkg -i of {new} in mid-job", f"runs {version}; 60 of 60, each once; edited configuration kept; {copies}")
+    s.say(f"dpkg -i of {new} in mid-job", 
+          f"runs {version}; 40 of 40, each once; configuration, quarantine and history are kept; {copies}")  # fmt: skip
+    c.run("obatchctl gpus release 1")
     done = c.run("dpkg -i --force-confold /root/obatchd.deb")
     code = c.out("systemctl show -P ExecMainStatus obatchd")
     said = re.findall(r"was written by a newer obatchd.*", s.journal())

@@ -31,8 +31,8 @@ from child_support import (
     send_raw,
     speak_slowly,
 )  # fmt: skip
-from daemon_support import alive
 from fleet_support import wait_for
+from process_support import alive
 
 from obatchd import child, frames
 from obatchd.child import Child, End, Keeper
@@ -321,7 +321,7 @@ def test_children_import_nothing_from_the_current_directory(tmp_path: Path, deco
     script.write_text(_FROM_ANYWHERE)
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent, tests.parents[1])))}
-    command = [sys.executable, script]
+    command: list[str | Path] = [sys.executable, script]
     done = subprocess.run(
         command, cwd=elsewhere, env=environment, timeout=60, capture_output=True, text=True, check=False
     )
@@ -341,3 +341,24 @@ async def test_no_signal_for_the_whole_group_ends_the_forkserver() -> None:
         assert not blocked(os.getpid())
         parent.children[0].send("there?")
         await wait_for(lambda: parent.said)
+
+
+class Counting(Watched):
+    """Counts the open files of this process at each end."""
+
+    def __init__(self, *pauses: float) -> None:
+        super().__init__(*pauses)
+        self.open_files: list[int] = []
+
+    def ended(self, end: End) -> float | None:
+        self.open_files.append(psutil.Process().num_fds())
+        return super().ended(end)
+
+
+async def test_the_end_of_a_child_leaves_no_file_open_whoever_still_knows_it() -> None:
+    """Before, two pipes stayed open until the garbage collector came by, which it seldom does."""
+    parent = Counting(0.0, 0.0, 0.0)
+    async with kept(partial(exit_with, 3), parent):
+        await wait_for(lambda: len(parent.ends) == 4)
+    first, *later = parent.open_files  # the first one starts the forkserver
+    assert later == [first] * 3 and len({child.pid for child in parent.children}) == 4

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_support import Fleet, make_fleet
-from daemon_support import Document, alive, ask_server, prompts, wait_for
+from daemon_support import Document, ask_server, prompts, wait_for
+from process_support import alive
 
 BACK_S = 10.0  # a host is back so soon after what was wrong is over
 STEADY: Document = {"service_s": {"kind": "fixed", "value": 0.2}, "load_s": 0.05}
@@ -74,12 +75,17 @@ def test_a_cut_is_noticed_and_after_it_healed_the_models_are_still_loaded(fleet:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_cut_of_70_seconds_is_none_that_anybody_feels(fleet: Fleet) -> None:
-    asked = _in_work(fleet, "long", 600)
+    asked = _in_work(fleet, "long", 4000)  # more than the other host can answer meanwhile
+    loads = fleet.loads()
     fleet.lines[0].cut()
+    wait_for(lambda: fleet.hosts[0].state() == "away", 12, "silence is noticed")
     time.sleep(70)
     fleet.lines[0].heal()
     _comes_back(fleet)
-    fleet.done("long", asked, 120)
+    wait_for(lambda: all(server["in_flight"] for server in fleet.hosts[0].servers()), 20, "it works again")
+    job = fleet.done("long", asked, 120)
+    assert {result["attempts"] for result in job.results} == {1}
+    assert fleet.loads() == loads
 
 
 def test_a_broken_connection_is_made_anew_at_once(fleet: Fleet) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
-from daemon_support import BIN, Daemon, alive, ask_server, jsonl, kill_server, prompts, wait_for
+from daemon_support import BIN, Daemon, ask_server, jsonl, kill_server, prompts, wait_for
 from port_support import free_ports
+from process_support import alive
 
 Start = Callable[..., Daemon]
 STEADY: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.1}}

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from daemon_support import Daemon, alive, jsonl, prompts, wait_for
+from daemon_support import Daemon, jsonl, prompts, wait_for
+from process_support import alive
 
 pytestmark = pytest.mark.over_channel
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from daemon_support import alive
 from fleet_support import DictFacts, running, settings, wait_for
+from process_support import alive
 
 from obatchd.errors import ConfigError, ModelError, ServerError
 from obatchd.jobs.model import Profile

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import toml
-from daemon_support import BIN, alive, digest
+from daemon_support import BIN, digest
 from head_stand_in import CREDENTIAL, SECRET, WAIT_S, Came, StandInHead, until
+from process_support import alive
 
 from obatchd.cluster.messages import Busy, KillWorker, Refused, Terms
 from obatchd.jobs.model import Profile

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from cluster_support import Head, HostProcess
-from daemon_support import wait_for
+from process_support import wait_for
 
 DEADLINE_S = 30.0
 
@@ -41,6 +41,12 @@ def said(fleet: Fleet, *words: str, code: int = 0) -> str:
     done = fleet.head.control(*words)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_first_starts_are_told_and_warned_of_by_nobody(fleet: Fleet) -> None:
+    assert len(fleet.head.events("host_starts")) == len(fleet.head.events("host_came")) == 2
+    assert fleet.head.events("host_away") + fleet.head.events("host_replaced") == []
+    assert not [host.name for host in (fleet.first, fleet.second) if host.events("head_away")]
 
 
 def test_servers_and_gpus_are_sorted_by_host_and_have_readings(fleet: Fleet) -> None:

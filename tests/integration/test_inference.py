@@ -78,6 +78,7 @@ def events(programs: Programs, **body: Any) -> list[str]:
 # Answers.
 
 
+@pytest.mark.near
 def test_a_chat_whole_and_in_chunks_says_the_same(client: OpenAI) -> None:
     asked: Any = {"model": "tiny", "messages": said(), "seed": 7, "temperature": 0}
     before_s = int(time.time())
@@ -108,6 +109,7 @@ def test_the_shapes_are_the_published_ones(programs: Programs) -> None:
     jsonschema.validate(vectors, shapes.EMBEDDINGS)
 
 
+@pytest.mark.near
 def test_a_stream_ends_with_what_it_took_where_that_is_asked_for(programs: Programs, client: OpenAI) -> None:
     options: Any = {"include_usage": True}
     *others, last = client.chat.completions.create(
@@ -121,6 +123,7 @@ def test_a_stream_ends_with_what_it_took_where_that_is_asked_for(programs: Progr
     assert "usage" not in json.loads(events(programs, stream_options=None)[0])
 
 
+@pytest.mark.near
 def test_tools(client: OpenAI) -> None:
     whole = client.chat.completions.create(model="thinker", messages=said(), tools=[ADD])
     [choice] = whole.choices
@@ -147,6 +150,7 @@ class User(BaseModel):
     age: int
 
 
+@pytest.mark.near
 def test_structured_answers(client: OpenAI) -> None:
     parsed = client.chat.completions.parse(model="tiny", messages=said(), response_format=User)
     assert isinstance(parsed.choices[0].message.parsed, User)
@@ -160,6 +164,7 @@ def test_structured_answers(client: OpenAI) -> None:
         assert isinstance(json.loads(text), dict)
 
 
+@pytest.mark.near
 def test_reasoning_is_beside_the_answer(client: OpenAI) -> None:
     asked: Any = {"model": "thinker", "messages": said(), "reasoning_effort": "high"}
     message = client.chat.completions.create(**asked).choices[0].message
@@ -213,6 +218,7 @@ def test_vectors(programs: Programs, client: OpenAI) -> None:
         client.embeddings.create(model="tiny", input=[[1, 2, 3]], encoding_format="float")
 
 
+@pytest.mark.near
 def test_many_at_once_with_the_asynchronous_client(programs: Programs) -> None:
     async def one(asking: AsyncOpenAI, number: int) -> str:
         messages = said(f"question {number}")

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from daemon_support import alive
 from fleet_support import wait_for
+from process_support import alive
 from task_support import Failures
 
 from obatchd.child import End

@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from daemon_support import Daemon, Job, alive, json_array_gz, jsonl, kill_server, prompts, wait_for
+from daemon_support import Daemon, Job, json_array_gz, jsonl, kill_server, prompts, wait_for
 from ollama_support import real_line, real_version
+from process_support import alive
 
 Start = Callable[..., Daemon]
 pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(180)]

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import toml
 from cluster_support import Head, HostProcess
-from daemon_support import Job, jsonl, wait_for
+from daemon_support import Job, jsonl
 from ollama_support import real_command, real_models, real_version
+from process_support import wait_for
 from test_real_engine import access, whole
 
 pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(180)]

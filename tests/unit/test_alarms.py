@@ -21,7 +21,7 @@ import msgspec
 import pytest
 from chat_support import chat
 from click.testing import CliRunner, Result
-from daemon_support import alive
+from process_support import alive
 from settings_support import in_force
 from task_support import Failures
 

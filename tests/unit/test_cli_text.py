@@ -88,6 +88,20 @@ def test_a_table_leaves_out_what_it_may_before_it_breaks_a_line(monkeypatch: pyt
     assert len(text.table(("~NAME", "?>PER S", ">DONE"), rows)) == 2
 
 
+def test_long_names_are_shortened_in_their_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_width", lambda: 40)
+    rows = [["gpu-rack17-chassis03-of-the-lab.gpu0", "ready", "word " * 9], ["node01.gpu0", "ready", "–"]]
+    lines = [click.unstyle(line) for line in text.table(("=SERVER", "STATE", "~"), rows)]
+    assert lines[1].startswith("gpu-rack17-chas…lab.gpu0  ready  word") and lines[2].startswith("node01.gpu0  ")
+    assert max(map(len, lines)) <= 40
+
+
+def test_a_column_that_gives_way_may_be_left_out_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_width", lambda: 12)
+    rows = [["0123456789", "a model of ours"]]
+    assert [click.unstyle(line) for line in text.table(("NAME", "?~MODEL"), rows)] == ["NAME", "0123456789"]
+
+
 def test_states_have_colours() -> None:
     assert text.styled("ready  ") == click.style("ready  ", fg="green")
     assert click.unstyle(text.styled("unheard of")) == "unheard of"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import pytest
 
+from obatchd.cli import hosts
 from obatchd.cli.views import text
 from obatchd.cli.views.fleet import host_table
 from obatchd.cli.views.status import render
@@ -92,6 +93,30 @@ def test_what_is_not_ready_is_told_below_the_hosts() -> None:
     status["servers"][5] |= {"state": "quarantined", "reason": "an ECC error"}
     lines = shown(status)
     assert "  node02.gpu1 quarantined: an ECC error" in lines and len(lines) <= LINES - 2
+
+
+def test_names_of_40_characters_fit_as_well() -> None:
+    status = page()
+    long = "gpu-rack17-chassis03-node11-of-the-lab40"
+    status["hosts"][0]["name"] = long
+    for server in status["servers"][:4]:
+        server |= {"host": long, "id": server["id"].replace("node01", long)}
+    assert max(map(len, shown(status))) <= COLUMNS
+    whole = shown(status, None)
+    assert {line.split()[0][-5:] for line in whole if line.startswith("gpu-rack17-")} == {f".gpu{n}" for n in range(4)}
+    assert max(map(len, whole)) <= COLUMNS
+
+
+def test_why_a_host_is_away_is_told_whole_below_a_narrow_list() -> None:
+    host = {
+        "name": "node07", "state": "away", "gpus": 4, "ready": 0, "servers": 4, "version": "0.2.0", "since": "",
+        "reason": "it has said nothing for 7.5 s, and nobody knows whether it ever will again", "drained": "",
+        "allocation": "", "clock_ahead_s": 90.0,
+    }  # fmt: skip
+    found = {"door": {"address": "", "problem": ""}, "hosts": [host], "engine": None, "enrolments": []}
+    lines = [click.unstyle(line) for line in hosts._list(found)]
+    assert max(map(len, lines)) <= COLUMNS and lines[2].startswith("  node07: it has said nothing for 7.5 s, and")
+    assert "its clock is 1 min 30 s ahead of ours" in lines[3]
 
 
 def test_many_hosts_that_are_well_share_a_line() -> None:

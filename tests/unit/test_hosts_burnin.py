@@ -97,6 +97,16 @@ async def test_a_host_whose_process_begins_anew_tells_all_of_it_again(made: Made
     assert len(told) == len(await cluster.machines["node02"].runs.records(run))
 
 
+async def test_a_host_that_gets_no_jobs_is_burnt_in_all_the_same(made: Made) -> None:
+    """So ``hosts drain`` stands for ``--exclusive``."""
+    cluster = await made(node01=1).begin()
+    for server in cluster.machines["node01"].joined.servers.values():
+        server.keep("by an administrator at 09:30")
+    await cluster.head.start(ALL)
+    status = await cluster.over()
+    assert [host.state for host in status.hosts or ()] == ["completed"]
+
+
 UNTRUE: dict[str, list[bytes]] = {
     "no beginning": [b'{"type":"loading","at_s":1.0}'],
     "nothing known": [b"{"],

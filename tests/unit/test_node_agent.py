@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon_support import alive, wait_for
+from daemon_support import wait_for
+from process_support import alive
 
 from obatchd.cluster.node_agent import directory_of
 

@@ -16,7 +16,7 @@ from obatchd.cli.views.history import VALUES, history, steps_shown
 from obatchd.cli.views.text import NOTHING, gpu_name, number, size, table, wrapped
 
 _HEADINGS = (
-    ">#", "HEALTH", "?~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY GiB", "?SERIAL", "?SLOT", "~~REASON",
+    ">#", "HEALTH", "?~NAME", "?=SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY GiB", "?SERIAL", "?SLOT", "~~REASON",
 )  # fmt: skip
 # Facts that a card tells about itself: label, field, unit.
 _IDENTITY = (
@@ -51,7 +51,7 @@ def _has_trouble(document: Document) -> bool:
 
 def _overview(document: Document) -> list[str]:
     hosts = document.get("hosts") or []
-    headings = ("GPU" if hosts else _HEADINGS[0], *_HEADINGS[1:])
+    headings = ("=GPU" if hosts else _HEADINGS[0], *_HEADINGS[1:])
     lines = table(headings, map(_row, document["gpus"])) if document["gpus"] else ["obatchd knows no GPU here"]
     own = [gpu for gpu in document["gpus"] if not gpu.get("host")]
     if own or document["state"] == "unknown" or not hosts:  # else nobody misses a GPU on this machine

@@ -10,7 +10,7 @@ from obatchd.cli.views.text import NOTHING, number, table
 from obatchd.words import counted
 
 _HEADINGS = (
-    "HOST", "STATE", ">READY", "~MODEL", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER", ">BUSY", ">TOKENS/S",
+    "=HOST", "STATE", ">READY", "~MODEL", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER", ">BUSY", ">TOKENS/S",
     "?>RESTARTS",
 )  # fmt: skip
 _HERE = "this host"

@@ -17,7 +17,7 @@ from obatchd.words import counted, energy, job_ending, server_state
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
-_SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
+_SERVER_HEADINGS = ("=SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
 _MOST_ILL = 4  # lines about servers that are not ready, where there is a line for each host
 _LEAST_HOSTS = 5  # lines about hosts
 _JOB_HEADINGS = (

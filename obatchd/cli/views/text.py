@@ -23,9 +23,11 @@ from obatchd.words import binary_size
 
 NOTHING = "–"
 _PIPED_WIDTH = 10_000  # a pipe has no edge
-_MARKS = ">~?"
+_MARKS = ">~?="
 _LEAST_WIDTH = 6  # of a column that gives way
 _UID_DIGITS = 9
+_NAME_WIDTH = 24  # of a column of names
+_NAME_END = 8  # characters at the end of a name that stay
 _ROOM = 20  # that it keeps while there are columns that may be left out
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained", "here"),
@@ -73,8 +75,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
     Args:
         headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
-            way, ``~~`` only after others were left out, and ``?`` leaves it out, the last one first. ``STATE`` and
-            ``HEALTH`` are coloured.
+            way, ``~~`` only after others were left out, ``=`` shortens names in their middle, and ``?`` leaves it out,
+            the last one first. ``STATE`` and ``HEALTH`` are coloured.
         rows: cells, some :class:`Painted`; ``None`` is shown as a dash.
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
@@ -83,17 +85,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
     plain = [None] * len(names)
     widths = {column: max(_columns(row[column]) for row in [names, *cells]) for column in range(len(names))}
     spare = [column for column, heading in enumerate(headings) if "?" in heading]
+    named = {column: _NAME_WIDTH for column, heading in enumerate(headings) if "=" in heading}
     flexible = {
         column: _ROOM if "~~" in heading else _LEAST_WIDTH for column, heading in enumerate(headings) if "~" in heading
     }
-    while (fitted := _fitted(widths, flexible if spare else dict.fromkeys(flexible, _LEAST_WIDTH))) is None and spare:
+    least = dict.fromkeys(flexible, _LEAST_WIDTH) | named
+    while (fitted := _fitted(widths, flexible | named if spare else least)) is None and spare:
         del widths[spare.pop()]
-    shown, gap = fitted or ({column: _LEAST_WIDTH if column in flexible else widths[column] for column in widths}, " ")
+    shown, gap = fitted or ({column: min(width, least.get(column, width)) for column, width in widths.items()}, " ")
 
     def line(row: Sequence[str], whole: Sequence[object], is_heading: bool = False) -> str:
         parts = []
         for column, width in shown.items():
-            cell = _cut(row[column], width)
+            cell = _cut(row[column], width, _NAME_END if column in named else 0)
             room = " " * (width - _columns(cell))
             cell = room + cell if ">" in headings[column] else cell + room
             painted = whole[column]
@@ -120,12 +124,14 @@ def wrapped(text: str, begin: str) -> list[str]:
     )  # fmt: skip
 
 
-def _cut(text: str, width: int) -> str:
+def _cut(text: str, width: int, kept: int = 0) -> str:
+    """A text in so many columns; ``kept`` characters at its end stay."""
     if _columns(text) <= width:
         return text
-    while _columns(text) > width - 1:
+    text, end = text[: len(text) - kept], text[len(text) - kept :]
+    while _columns(text) > width - 1 - _columns(end):
         text = text[:-1]
-    return text + "…"
+    return f"{text}…{end}"
 
 
 def _fitted(widths: Mapping[int, int], flexible: Mapping[int, int]) -> tuple[dict[int, int], str] | None:
@@ -135,7 +141,7 @@ def _fitted(widths: Mapping[int, int], flexible: Mapping[int, int]) -> tuple[dic
         fitted = dict(widths)
         room = _width() - len(gap) * (len(fitted) - 1)
         while sum(fitted.values()) > room:
-            wide = [column for column, least in flexible.items() if fitted[column] > least]
+            wide = [column for column, least in flexible.items() if fitted.get(column, 0) > least]
             if not wide:
                 break
             fitted[max(wide, key=lambda column: fitted[column])] -= 1

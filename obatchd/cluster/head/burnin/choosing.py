@@ -25,8 +25,13 @@ def parts(wanted: Asked, hosts: Mapping[str, JoinedHost], own: Sequence[Unit]) -
     if not chosen:
         return []
     if wanted.with_jobs or wanted.exclusive:
-        option = "--with-jobs" if wanted.with_jobs else "--exclusive"
-        raise ConfigError(f"{option} is for the head's own machine: leave it out, or leave out --hosts", code="usage")
+        words = (
+            "--with-jobs is for the head's own machine: leave it out, or leave out --hosts"
+            if wanted.with_jobs
+            else "--exclusive is for the head's own machine: leave it out, and keep jobs from the hosts by "
+            "`obatchctl hosts drain HOST` until the run is over"
+        )
+        raise ConfigError(words, code="usage")
     asked = msgspec.structs.replace(wanted, hosts=[], gpus=[])
     if not wanted.gpus:
         found = [Part(host.name, _usual(host), asked) for host in chosen]

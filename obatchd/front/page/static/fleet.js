@@ -71,7 +71,8 @@ const part = (value, whole) => (value === null || value === undefined || !whole 
 const all = (servers, name) => servers.reduce((sum, server) => sum + server[name], 0);
 const modelOf = (servers) => [...new Set(servers.map((server) => server.loaded?.model || (server.loading ? `${server.loading.model} …` : '')))].filter(Boolean).join(', ');
 
-const Server = ({ row }) => html`${row.servers.map((server) => html`<span title=${server.reason}><${State} of=${server.state} /></span> `)}${
+const inAWord = (server) => (server.state === 'backoff' ? 'down' : server.state);
+const Server = ({ row }) => html`${row.servers.map((server) => html`<span title=${server.reason}><${State} of=${inAWord(server)} /></span> `)}${
   !row.servers.length && (row.beside.length ? html`<span class="quiet">with ${row.beside[0].id}</span>` : NONE)}`;
 const Restarts = ({ servers }) => (all(servers, 'restarts') ? html` <span class="is-warn">${counted(all(servers, 'restarts'), 'restart')}</span>` : '');
 
@@ -89,7 +90,7 @@ const hot = (gpu) => gpu.slowed ? 'is-bad' : gpu.temp_c >= 85 ? 'is-warn' : '';
 const GPUS = [
   { name: 'GPU', by: (row) => row.gpu.index, cell: (row) => html`<span title=${`${row.gpu.name}, ${row.gpu.uuid}, serial ${row.gpu.serial}, ${row.gpu.slot}`}><b>${row.gpu.index ?? NONE}</b>
       <span class="quiet wide"> ${shortly(row.gpu.name)}</span></span>` },
-  { name: 'Health', by: (row) => HEALTH[row.gpu.health], cell: (row) => html`<${State} of=${row.gpu.health} />` },
+  { name: 'Health', kind: 'one', by: (row) => HEALTH[row.gpu.health], cell: (row) => html`<${State} of=${row.gpu.health} />` },
   { name: 'Load', kind: 'bars', by: (row) => row.gpu.utilisation_percent, cell: (row) => row.gpu.asleep ? html`<span class="quiet">asleep</span>`
     : html`<${Bar} share=${part(row.gpu.utilisation_percent, 100)} text=${row.gpu.utilisation_percent === null ? NONE : `${row.gpu.utilisation_percent} %`} />` },
   { name: 'The last hour', kind: 'plot', cell: (row) => html`<${Spark} values=${row.load} most=${100} />` },
@@ -103,10 +104,10 @@ const GPUS = [
 const shortly = (name) => name.replace(/^NVIDIA (GeForce )?/, '');
 
 /** Why a GPU is not as it should be, and what to do. */
-function Note({ gpu, servers }) {
-  const ill = servers.filter((server) => !['ready', 'quarantined', 'stopped'].includes(server.state));
+function Note({ gpu, servers, away }) {
+  const ill = away ? [] : servers.filter((server) => !['ready', 'quarantined', 'stopped'].includes(server.state));
   const said = [gpu.health !== 'ok' && gpu.reason, gpu.lent_until && `lent until ${gpu.lent_until}`, gpu.shared_with && `shared with ${gpu.shared_with}`,
-    ...ill.map((server) => `${server.id} is ${server.state}: ${server.reason}`)].filter(Boolean);
+    ...ill.map((server) => `${server.id} is ${inAWord(server)}: ${server.reason}`)].filter(Boolean);
   if (!said.length) return null;
   const why = visible(said.join(' · ')), more = html` <code>obatchctl gpus show ${gpu.host ? `${gpu.host}/${gpu.index}` : gpu.index ?? gpu.uuid}</code>`;
   if (gpu.health === 'ok' || !gpu.action) return html`${why}${gpu.health !== 'ok' && more}`;
@@ -139,15 +140,16 @@ const troubleOf = (probe) => probe.host ? probe.host.message : probe.state !== '
 
 export function Fleet({ page }) {
   const { status, gpus } = page;
+  const hosts = status.hosts || [], away = new Set(hosts.filter((host) => host.state === 'away').map((host) => host.name));
   const rows = gpus.gpus.map((gpu) => {
     const on = status.servers.filter((server) => gpu.servers.includes(server.id));
     const servers = on.filter((server) => server.gpu?.uuid === gpu.uuid || gpu.servers.length > 1 || server.gpus.length < 2);
-    return rowOf(cardOf(gpu), { gpu, servers, beside: on, load: traceOf(load, cardOf(gpu)).values, tokens: servers.length ? traceOf(speed, servers[0].id).values : [] });
+    return rowOf(cardOf(gpu), { gpu, servers, beside: on, away: away.has(gpu.host), load: traceOf(load, cardOf(gpu)).values, tokens: servers.length ? traceOf(speed, servers[0].id).values : [] });
   });
   const known = new Set(gpus.gpus.flatMap((gpu) => gpu.servers));
   const others = status.servers.filter((server) => !known.has(server.id))
     .map((server) => rowOf(server.id, { servers: [server], beside: [], tokens: traceOf(speed, server.id).values }));
-  const hosts = status.hosts || [], probes = new Map((gpus.hosts || []).map((probe) => [probe.name, probe]));
+  const probes = new Map((gpus.hosts || []).map((probe) => [probe.name, probe]));
   const own = rows.filter((row) => !row.gpu.host);
   return html`${(own.length > 0 || !(others.length || hosts.length)) && html`<${Machine} rows=${own} trouble=${troubleOf(gpus)} />`}
     ${hosts.map((host) => html`<${Machine} key=${host.name} host=${host} rows=${rows.filter((row) => row.gpu.host === host.name)}

@@ -53,7 +53,7 @@ const SHAPES = { good: '●', busy: '◐', soft: '○', warn: '▲', bad: '■' 
 const KINDS = {
   ok: 'good', ready: 'good', running: 'busy', done: 'good', PASS: 'good', succeeded: 'good', completed: 'good', active: 'busy', loading: 'busy',
   here: 'good', away: 'bad', leaving: 'warn', draining: 'warn',
-  warn: 'warn', degraded: 'warn', paused: 'warn', PASS_LOW_STRESS: 'warn', INCONCLUSIVE: 'warn', backoff: 'warn', 'with failures': 'warn',
+  warn: 'warn', degraded: 'warn', paused: 'warn', PASS_LOW_STRESS: 'warn', INCONCLUSIVE: 'warn', backoff: 'warn', down: 'warn', 'with failures': 'warn',
   quarantine: 'bad', quarantined: 'bad', failed: 'bad', FAIL: 'bad', refused: 'bad', damaged: 'bad', expired: 'bad',
 };
 export const WORDS = { PASS_LOW_STRESS: 'pass, low stress', INCONCLUSIVE: 'inconclusive', PASS: 'pass', FAIL: 'fail' };
