@@ -165,6 +165,18 @@ def test_a_segment_goes_with_its_last_job(store: Store, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_segment_without_a_job_in_work_keeps_no_log_on_the_disk(store: Store, tmp_path: Path) -> None:
+    [done, live] = [accept(store, name, size=50 * 1024**2)[0] for name in ("a", "b")]
+    for job in (done, live):
+        store.write_index([IndexBatch(job, entries(*range(1, 100)), True)])
+    log_a, log_b = (tmp_path / "segments" / f"{name}.db-wal" for name in ("a", "b"))
+    assert log_a.stat().st_size and log_b.stat().st_size
+    store.trim({live.segment})
+    assert not log_a.stat().st_size
+    assert log_b.stat().st_size
+    assert store.of(done).job_progress(done.key) == store.of(live).job_progress(live.key)
+
+
 def test_settings_notes_and_summary_come_back_as_they_were(store: Store) -> None:
     [job] = accept(store, "a")
     store.state.update(job.key, notes=["one"], summary={"requests": 3}, state=JobState.DONE, finished_s=1.0)

@@ -67,12 +67,10 @@ class Segment(Database):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _SCHEMA)
         self._idle_reader: sqlite3.Connection | None = None
-        self._closed = False
         self._lanes: dict[int, Lanes] = {}  # of jobs that are being indexed
         self._made: set[str] = set()  # of the tables that are made when first needed, those that are known to be there
 
     def _close(self) -> None:
-        self._closed = True
         if self._idle_reader is not None:
             self._idle_reader.close()
         super()._close()

@@ -210,8 +210,14 @@ class Store:
                 delete_database(path)
 
     def trim(self, in_use: set[str]) -> None:
-        """Close segments that no live job uses, so that open files stay few."""
+        """Close segments that no live job uses, so that open files stay few; those that stay open keep neither
+        caches nor a log."""
         with self._lock:
             idle = [n for n in self._segments if n not in in_use and n != self._shared_name]
-            for name in idle[: max(0, len(self._segments) - _OPEN_SEGMENTS)]:
+            most = max(0, len(self._segments) - _OPEN_SEGMENTS)
+            for name in idle[:most]:
                 self._segments.pop(name).close()
+            kept = [self._segments[name] for name in idle[most:]]
+        for segment in kept:
+            segment.shrink()
+            segment.empty_log()
