@@ -15,7 +15,7 @@ MOST_AN_HOUR = {
     "workers_mib": 56.0,
     "head_descriptors": 10.0,
     "hosts_descriptors": 14.0,
-    "segments": 45.0,  # seven for each 64 MiB of jobs, whose requests are kept for a week; at most 64 times
+    "segments": 30.0,  # some for each 64 MiB of jobs, whose requests are kept for a week; of 64 at most
     "head_threads": 2.0,
     "hosts_threads": 7.0,
     "wal_mib": 16.0,

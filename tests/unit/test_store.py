@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from settings_support import in_force
 
@@ -165,15 +166,21 @@ def test_a_segment_goes_with_its_last_job(store: Store, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_segment_without_a_job_in_work_keeps_no_log_on_the_disk(store: Store, tmp_path: Path) -> None:
+def test_a_segment_without_a_job_in_work_keeps_no_log_on_the_disk_and_few_files_open(
+    store: Store, tmp_path: Path
+) -> None:
     [done, live] = [accept(store, name, size=50 * 1024**2)[0] for name in ("a", "b")]
     for job in (done, live):
         store.write_index([IndexBatch(job, entries(*range(1, 100)), True)])
+        assert not list(store.results(job))
     log_a, log_b = (tmp_path / "segments" / f"{name}.db-wal" for name in ("a", "b"))
     assert log_a.stat().st_size and log_b.stat().st_size
+    before = psutil.Process().num_fds()
     store.trim({live.segment})
+    assert psutil.Process().num_fds() < before
     assert not log_a.stat().st_size
     assert log_b.stat().st_size
+    assert not list(store.results(done))
     assert store.of(done).job_progress(done.key) == store.of(live).job_progress(live.key)
 
 

@@ -17,7 +17,6 @@ from obatchd.errors import StoreError
 from obatchd.jobs.store.schema import Schema, bring_up, flush
 
 _CHECKPOINT_PAGES = 4096
-_BUSY_MS = 5000  # so long a writer waits for another connection of ours
 # A full or failing disk is none of these: such a file is as good as it was when the disk is.
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -39,9 +38,7 @@ def open_database(path: Path, schema: Schema) -> sqlite3.Connection:
         new = not path.exists()
         if new:
             _create(path)
-        connection = sqlite3.connect(
-            path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
@@ -83,7 +80,6 @@ class Database:
     def __init__(self, path: Path, schema: Schema) -> None:
         self.path = path
         self._database = open_database(path, schema)
-        self._closed = False
         self._lock = threading.RLock()
         # Reads beside the writer: a look must not wait behind a flush.
         self._reader: sqlite3.Connection | None = None
@@ -94,20 +90,11 @@ class Database:
             self._close()
 
     def _close(self) -> None:
-        self._closed = True
         # The writer last: the one that is closed last empties the log into the file, and readers may not.
         for connection in (self._reader, self._database):
             if connection is not None:
                 connection.close()
         self._reader = None
-
-    def empty_log(self) -> None:
-        """Give back the disk that its log takes, up to 16 MiB; one that is being read keeps it until the next time."""
-        with self._lock:
-            if not self._closed:
-                self._database.execute("PRAGMA busy_timeout=0")
-                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                self._database.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
 
     def _rows(self, query: str, *given: Any) -> list[Any]:
         with self._lock:

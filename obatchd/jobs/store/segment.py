@@ -67,21 +67,33 @@ class Segment(Database):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _SCHEMA)
         self._idle_reader: sqlite3.Connection | None = None
+        self._closed = False
         self._lanes: dict[int, Lanes] = {}  # of jobs that are being indexed
         self._made: set[str] = set()  # of the tables that are made when first needed, those that are known to be there
 
     def _close(self) -> None:
+        self._closed = True
         if self._idle_reader is not None:
             self._idle_reader.close()
         super()._close()
 
-    def shrink(self) -> None:
-        """Give back the memory of its caches, some 1.5 MB; the next reads go to the file."""
+    def rest(self) -> None:
+        """Give back what it holds beside its file: caches, some 1.5 MB, readers, and a log of up to 16 MiB.
+
+        All come back with the next use. While somebody reads, the log stays until the next time.
+        """
         with self._lock, self._read_lock:
-            if not self._closed:
-                for connection in (self._reader, self._idle_reader, self._database):
-                    if connection is not None:
-                        connection.execute("PRAGMA shrink_memory")
+            if self._closed:
+                return
+            for reader in (self._reader, self._idle_reader):
+                if reader is not None:
+                    reader.close()
+            self._reader = self._idle_reader = None
+            [[wait_ms]] = self._database.execute("PRAGMA busy_timeout")
+            self._database.execute("PRAGMA busy_timeout=0")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._database.execute(f"PRAGMA busy_timeout={wait_ms}")
+            self._database.execute("PRAGMA shrink_memory")
 
     def erase(self, jobs: Iterable[int]) -> None:
         """Delete everything of finished jobs so that nothing of it is left in the file."""

@@ -112,7 +112,7 @@ class Store:
         for path in sorted(self._directory.glob("*.db")):
             jobs = self.segment(path.stem).jobs()
             found.update({job: (key, path.stem, defaults) for key, job, defaults in jobs})
-            self.trim({path.stem})
+            self._close_but_few({path.stem})
         return found
 
     def keeps(self, job: JobRow) -> bool:
@@ -160,7 +160,7 @@ class Store:
     def settle(self, job: JobRow) -> None:
         """A published job is read seldom: the segment it had for itself gives back its memory."""
         if job.segment == job.job:
-            self.of(job).shrink()
+            self.of(job).rest()
 
     def release(self, job: JobRow) -> None:
         """Give up a finished job's requests; its segment goes when no other job needs it."""
@@ -210,14 +210,15 @@ class Store:
                 delete_database(path)
 
     def trim(self, in_use: set[str]) -> None:
-        """Close segments that no live job uses, so that open files stay few; those that stay open keep neither
-        caches nor a log."""
+        """Close segments that no live job uses, so that open files stay few; those that stay open rest."""
+        for segment in self._close_but_few(in_use):
+            segment.rest()
+
+    def _close_but_few(self, in_use: set[str]) -> list[Segment]:
+        """Close the oldest segments beside ``in_use``; those that stay open beside these."""
         with self._lock:
             idle = [n for n in self._segments if n not in in_use and n != self._shared_name]
             most = max(0, len(self._segments) - _OPEN_SEGMENTS)
             for name in idle[:most]:
                 self._segments.pop(name).close()
-            kept = [self._segments[name] for name in idle[most:]]
-        for segment in kept:
-            segment.shrink()
-            segment.empty_log()
+            return [self._segments[name] for name in idle[most:]]
