@@ -102,6 +102,7 @@ def behind(request: pytest.FixtureRequest, make_daemon: Make, tmp_path: Path) ->
         yield found, f"https://127.0.0.1:{port}", chain
 
 
+@pytest.mark.near
 def test_the_examples_of_proxies_pass_everything_on(behind: tuple[Programs, str, Path]) -> None:
     found, url, chain = behind
     trusted = ssl.create_default_context(cafile=str(chain))
