@@ -36,6 +36,7 @@ from obatchd.frames import Channel, Decoder, Drained, Message
 _log = log.get(__name__)
 _LOOKS = 10  # at a silent child, until it is given up
 _EXIT_S = 0.5
+_KILLED_S = 0.5  # the longest that is waited for one that was killed: it may hang in the kernel
 _NOT_FOR_CHILDREN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SHORT_LIFE_S = 5.0  # a child that lived no longer is followed by another one after a pause
 _PAUSE_S = 1.0
@@ -173,6 +174,7 @@ class Child:
             await asyncio.to_thread(self._process.join, exit_s)
             if self._process.exitcode is None:
                 self._signal()
+                await asyncio.to_thread(self._process.join, _KILLED_S)
         code = self._process.exitcode
         if code is not None:
             self._process.close()  # now: somebody may know this child until the garbage collector comes by

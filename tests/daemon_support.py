@@ -169,6 +169,7 @@ class Daemon(Running):
             environment[CHANNEL] = trouble
         if crash_at:
             environment["OBATCHD_CRASH_AT"] = crash_at
+            self.was_killed = True
         command = [*self.wrapper, BIN / "obatchd", "--config", self.config_file, "--spool", self.spool]
         return self.run(command, environment)
 
@@ -192,6 +193,7 @@ class Daemon(Running):
     def kill(self) -> list[psutil.Process]:
         """SIGKILL the daemon; returns the processes it had, except servers and runners."""
         parts = [part for part in self.parts() if not is_server(part)]
+        self.was_killed = True
         os.kill(self.pid, signal.SIGKILL)
         assert self.process is not None
         self.process.wait(10)

@@ -63,6 +63,7 @@ class Running:
         self.log_file = root / "log"
         self.simulator = simulator or {}
         self.process: subprocess.Popen[bytes] | None = None
+        self.was_killed = False
         self._name = name
 
     def environment(self) -> dict[str, str]:

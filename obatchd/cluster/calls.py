@@ -19,6 +19,7 @@ import msgspec
 
 from obatchd import errors, log
 from obatchd.cluster import messages, plain
+from obatchd.cluster.wire import PART_BYTES
 from obatchd.errors import ClusterError, NotFoundError, ObatchError, ServerError
 
 _log = log.get(__name__)
@@ -55,7 +56,7 @@ class _Answers:
     async def next(self) -> messages.Part | messages.Reply:
         """Raises what the other side raised."""
         answer = await self.queue.get()
-        self.unread_bytes -= len(answer.value)
+        self.unread_bytes -= len(answer.value) + PART_BYTES
         if isinstance(answer, messages.Reply) and (told := answer.error) is not None:
             kind = getattr(errors, told.kind, ObatchError)
             known = isinstance(kind, type) and issubclass(kind, ObatchError)
@@ -64,7 +65,7 @@ class _Answers:
 
     def came(self, answer: messages.Part | messages.Reply) -> None:
         self.queue.put_nowait(answer)
-        self.unread_bytes += len(answer.value)
+        self.unread_bytes += len(answer.value) + PART_BYTES
 
 
 @attrs.define(eq=False)

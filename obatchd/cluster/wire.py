@@ -18,8 +18,8 @@ CONTROL = 0  # the channel of messages between head and host themselves
 PIECE_BYTES = 128 * 1024
 MESSAGE_BYTES = 1024 * 1024  # of one WebSocket message at most; batches are filled up to a quarter of that
 WHOLE_BYTES = 192 * 2**20  # of the pieces of one message together, and of those of all channels that are not whole yet
-_PART_BYTES = 64  # that a part takes beside its data
-_MOST_BYTES = WHOLE_BYTES + 2**20
+PART_BYTES = 256  # that a part takes beside its data, in the tables and queues that it waits in
+_MOST_BYTES = WHOLE_BYTES + 4 * 2**20
 
 
 class Piece(msgspec.Struct, array_like=True, frozen=True):
@@ -80,7 +80,7 @@ class Receiver:
             if not piece.more and piece.channel not in self._parts:
                 yield piece.channel, piece.data
                 continue
-            self._size += len(piece.data) + _PART_BYTES
+            self._size += len(piece.data) + PART_BYTES
             if self._size > _MOST_BYTES:
                 words = f"more than {WHOLE_BYTES // 2**20} MiB in messages that are not whole"
                 raise ClusterError(words, code="bad_frame")
@@ -89,5 +89,5 @@ class Receiver:
             if not piece.more:
                 del self._parts[piece.channel]
                 whole = b"".join(parts)
-                self._size -= len(whole) + _PART_BYTES * len(parts)
+                self._size -= len(whole) + PART_BYTES * len(parts)
                 yield piece.channel, whole

@@ -141,7 +141,8 @@ class Layout:
             ) from None
         except OSError as error:
             raise SpoolError(
-                f"{self.work} cannot be locked ({error.strerror}): it must lie on a local disk. Use another --spool.",
+                f"{self.work} cannot be locked ({error.strerror}): it must be writable, on a local disk with room. "
+                "Mend that, or use another --spool.",
                 code="spool",
             ) from error
         try:

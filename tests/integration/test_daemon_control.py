@@ -103,7 +103,7 @@ def test_retry_makes_a_new_job_of_what_failed(daemon: Start) -> None:
 
 def test_a_paused_job_waits_while_others_run(daemon: Start) -> None:
     d = daemon(simulator=SLOW)
-    d.drop("first.jsonl", prompts(60, "first"))
+    d.drop("first.jsonl", prompts(160, "first"))
     first = d.job("first.jsonl")
     wait_for(lambda: done_requests(d) >= 4, 10, "some answers")
     assert d.control("pause", first.id).returncode == 0

@@ -282,7 +282,7 @@ def test_messages_that_are_never_whole_are_bounded() -> None:
 
 
 def test_parts_without_bytes_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "_MOST_BYTES", 101 * 64)
+    monkeypatch.setattr(wire, "_MOST_BYTES", 101 * wire.PART_BYTES)
     receiver = wire.Receiver()
 
     def received(number: int, channels: int, *, more: bool) -> list[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +183,23 @@ def test_a_segment_without_a_job_in_work_keeps_no_log_on_the_disk_and_few_files_
     assert log_b.stat().st_size
     assert not list(store.results(done))
     assert store.of(done).job_progress(done.key) == store.of(live).job_progress(live.key)
+
+
+def test_a_disk_that_has_no_room_for_a_log_is_no_matter_to_a_segment_that_rests(store: Store, tmp_path: Path) -> None:
+    [done] = accept(store, "a", size=50 * 1024**2)
+    store.write_index([IndexBatch(done, entries(*range(1, 1000)), True)])
+    file, log = tmp_path / "segments" / "a.db", tmp_path / "segments" / "a.db-wal"
+    as_it_was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, as_it_was[1]))
+    try:
+        store.settle(done)
+        store.trim(set())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, as_it_was)
+    assert log.stat().st_size
+    store.trim(set())
+    assert not log.stat().st_size
+    assert store.of(done).job_progress(done.key) == (999, True)
 
 
 def test_settings_notes_and_summary_come_back_as_they_were(store: Store) -> None:

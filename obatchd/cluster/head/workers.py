@@ -25,7 +25,8 @@ from obatchd.ollama import faults
 
 _log = log.get(__name__)
 MOST_REQUEST_BYTES = WHOLE_BYTES // 3  # its answer has to come back as one message, and quotes it
-END_S = 30.0  # after which a worker that was told to end has ended
+# After which a worker that was told to end has ended; its host's word of that may have 8 MiB of answers before it.
+END_S = 120.0
 _FURTHER = 1.5  # so many times as far it may seem after one ping: a loop that stood still is no distance
 _encode = msgspec.msgpack.Encoder().encode
 

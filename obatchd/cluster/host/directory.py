@@ -88,8 +88,8 @@ class HostDirectory:
             ) from None
         except OSError as error:
             raise HostError(
-                f"{self.root} cannot be locked ({error.strerror}): it must lie on a local disk. Name another one "
-                "with --dir."
+                f"{self.root} cannot be locked ({error.strerror}): it must be writable, on a local disk with room. "
+                "Mend that, or name another one with --dir."
             ) from None
         try:
             yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,18 @@ def rewrite(connection: sqlite3.Connection, path: Path) -> None:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise sqlite3.OperationalError(f"{path.name} is being read; its log could not be emptied")
+
+
+def empty_log(connection: sqlite3.Connection) -> None:
+    """Give back the disk that the log takes. It stays until the next time while somebody reads it, or where the disk
+    has no room for its pages: whoever writes next meets that."""
+    [[wait_ms]] = connection.execute("PRAGMA busy_timeout")
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={wait_ms}")
 
 
 @contextmanager

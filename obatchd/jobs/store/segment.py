@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
+from obatchd.jobs.store.database import Database, empty_log, open_reader, rewrite, transaction, unflushed
 from obatchd.jobs.store.failures import FailureRow, failures_of
 from obatchd.jobs.store.job_row import defaults_of
 from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
@@ -80,7 +80,7 @@ class Segment(Database):
     def rest(self) -> None:
         """Give back what it holds beside its file: caches, some 1.5 MB, readers, and a log of up to 16 MiB.
 
-        All come back with the next use. While somebody reads, the log stays until the next time.
+        All come back with the next use.
         """
         with self._lock, self._read_lock:
             if self._closed:
@@ -89,10 +89,7 @@ class Segment(Database):
                 if reader is not None:
                     reader.close()
             self._reader = self._idle_reader = None
-            [[wait_ms]] = self._database.execute("PRAGMA busy_timeout")
-            self._database.execute("PRAGMA busy_timeout=0")
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._database.execute(f"PRAGMA busy_timeout={wait_ms}")
+            empty_log(self._database)
             self._database.execute("PRAGMA shrink_memory")
 
     def erase(self, jobs: Iterable[int]) -> None:
