@@ -61,7 +61,10 @@ class DoctorDesk(Protocol):
     """The desk ``doctor`` of a host."""
 
     async def examine(self) -> list[Finding]:
-        """What the checks of ``obatchctl doctor`` find on its machine. Raises HostError where they do not end."""
+        """What the checks of ``obatchctl doctor`` find on its machine, and where one hangs.
+
+        Raises HostError where those of an earlier call still hang, or end by a defect.
+        """
 
 
 class CareDesk(Protocol):

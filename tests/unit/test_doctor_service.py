@@ -92,7 +92,8 @@ def nobodys(disk: Path, systemd: Systemd) -> Path:
 
 
 def models(spool: Path, store: Path) -> tuple[str, str, str]:
-    [line] = store_checks.model_store(Settings.model_validate({"servers": {"models_dir": str(store)}}), spool)
+    settings = Settings.model_validate({"servers": {"models_dir": str(store)}})
+    [line] = store_checks.model_store(settings, spool, spool / "work/models")
     return line.level, line.text, line.next_command
 
 

@@ -76,7 +76,7 @@ def test_root_is_told_of_the_models_of_the_service(
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
     for module in (account, store_checks):
         monkeypatch.setattr(module, "owner_of", lambda spool: owner)
-    [finding] = store_checks.model_store(Settings(), tmp_path)
+    [finding] = store_checks.model_store(Settings(), tmp_path, tmp_path / "work/models")
     assert str(tmp_path / home) in finding.text
 
 
@@ -88,7 +88,7 @@ def test_a_store_without_models_and_a_configuration_without_one_are_told(
     settings = Settings.model_validate({"servers": {"models_dir": str(tmp_path / "models")}})
 
     def told() -> str:
-        [line] = store_checks.model_store(settings, tmp_path)
+        [line] = store_checks.model_store(settings, tmp_path, tmp_path / "work/models")
         return line.text.partition(" free; ")[2]
 
     assert told() == "made by the first pull"
@@ -105,7 +105,7 @@ def test_a_store_without_models_and_a_configuration_without_one_are_told(
 def test_nobody_is_told_of_the_models_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, the caller's own store was named, which that daemon never uses."""
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)
-    assert [*store_checks.model_store(Settings(), tmp_path)] == []
+    assert [*store_checks.model_store(Settings(), tmp_path, tmp_path / "work/models")] == []
 
 
 @pytest.mark.parametrize("home", [None, ""])

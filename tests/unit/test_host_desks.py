@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 from operations_support import Desk, desk
 from session_support import Kept, sessions
 
+from obatchd.cli.doctor import host_report, store_checks
 from obatchd.cluster.head.standing import findings_of
 from obatchd.cluster.host.desks import doctor
 from obatchd.cluster.host.desks.doctor import HostDoctorDesk
@@ -23,10 +26,12 @@ from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Released
 from obatchd.documents.history import GpuHistory
 from obatchd.documents.hosts import Finding
 from obatchd.documents.models import PullProgress
-from obatchd.errors import ControlError, ModelError, NotFoundError
+from obatchd.errors import ConfigError, ControlError, HostError, ModelError, NotFoundError
 from obatchd.gpucare.cards import GpuCards
 from obatchd.gpucare.past import Past
 from obatchd.ollama.api import StoredModel
+from obatchd.servers import environment
+from obatchd.servers.program import Ollama
 from obatchd.servers.stores.known import ModelInfo
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -171,19 +176,64 @@ async def test_the_checks_of_doctor_run_on_the_host_and_their_commands_are_for_t
     assert found["disk"].next_command == f"ssh node07 'df -h {tmp_path}; df -i {tmp_path}'"
 
 
+_FOUND = """printf '{"level":"ok","about":"%s","text":"well"}\\n' gpus ollama; printf '{"level":"ok","ab'; """
+
+
 async def test_checks_that_hang_or_end_by_a_defect_are_told_as_such(
     tmp_path: Path, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_LIMIT_S", 0.2)
+    monkeypatch.setattr(doctor, "_LIMIT_S", 2.0)
+    late = "its checks have not ended within 2 s: a disk or the driver hangs in "
     async with head_of({"doctor": doctor_desk(tmp_path, "sleep", "60")}, tasks) as head:
         hung = (await found_at(head))["doctor"]
-    assert (hung.level, hung.next_command) == ("warn", "obatchctl hosts")
-    assert hung.text == "its checks have not ended within 0.2 s: a disk or the driver hangs"
+    assert (hung.level, hung.text) == ("bad", late + "the first check")
+    assert hung.next_command.startswith("ssh node07 'sudo dmesg")
+    async with head_of({"doctor": doctor_desk(tmp_path, "sh", "-c", _FOUND + "sleep 60")}, tasks) as head:
+        found = await found_at(head)
+    assert list(found) == ["gpus", "ollama", "doctor"], "what was found before is told"
+    assert found["doctor"].text == late + "the check after ollama"
     monkeypatch.setattr(doctor, "_LIMIT_S", 20.0)
-    async with head_of({"doctor": doctor_desk(tmp_path, "sh", "-c", "echo no such module >&2")}, tasks) as head:
-        assert (await found_at(head))["doctor"].text == "its checks ended by a defect of obatchd: no such module"
+    for script in ("", "echo no JSON; ", _FOUND + "false || "):
+        desk_of_host = doctor_desk(tmp_path, "sh", "-c", script + "{ echo no such module >&2; exit 1; }")
+        async with head_of({"doctor": desk_of_host}, tasks) as head:
+            assert (await found_at(head))["doctor"].text == "its checks ended by a defect of obatchd: no such module"
     async with head_of({}, tasks) as head:
         assert "update obatchd" in (await found_at(head))["doctor"].text, "a host of an earlier version"
+
+
+async def test_beside_checks_that_cannot_be_killed_no_others_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_LIMIT_S", 0.2)
+    stuck = doctor_desk(tmp_path, "sleep", "60")
+    open_before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as kernel:
+        kernel.setattr(os, "killpg", lambda group, number: None)
+        kernel.setattr(doctor, "_KILLED_S", 0.2)
+        assert [one.level for one in await stuck.examine()] == ["bad"]
+        assert len(os.listdir("/proc/self/fd")) <= open_before + 1, "at most what asyncio watches the process with"
+        told = set()
+        for _ in range(2):
+            with pytest.raises(HostError, match=r"still hang \(pid \d+\).*sudo cat /proc/\d+/stack") as caught:
+                await stuck.examine()
+            told.add(caught.value.message)
+    [message] = told  # the same process each time
+    os.kill(int(message.partition("pid ")[2].partition(")")[0]), signal.SIGKILL)
+    assert [one.level for one in await stuck.examine()] == ["bad"], "it has ended, so others begin"
+
+
+def test_the_store_of_a_host_without_a_home_is_that_of_its_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(path: str | Path) -> Path:
+        raise ConfigError("the home directory is not known")
+
+    monkeypatch.setattr(store_checks, "expanded", homeless)
+    monkeypatch.setattr(environment, "expanded", homeless)
+    settings = Settings.model_validate({"gpus": {"use": "simulated:1"}})
+    found = {one.about: one for one in host_report.examine(settings, tmp_path, [])}
+    used = environment.models_dir(settings.servers, Ollama(settings.servers.ollama), tmp_path)
+    assert found["models"].text.startswith(f"{used}, ")
 
 
 class LyingDoctor:

@@ -112,7 +112,7 @@ def _checks(spool: Path, known: Settings | None, found: Document | ObatchError) 
 def _of_settings(settings: Settings, spool: Path, found: Document | ObatchError) -> Iterator[CheckResult]:
     status = None if isinstance(found, ObatchError) else found
     if not settings.ollama_instances:
-        yield from store_checks.model_store(settings, spool)
+        yield from store_checks.model_store(settings, spool, spool / "work/models")
     down = isinstance(found, DaemonDownError) and found.code in ("daemon_down", "no_spool")
     yield host_checks.ports(settings, status, runs=not down)
     yield host_checks.http_door(settings, status, runs=not down)

@@ -1,4 +1,5 @@
-"""``python -m obatchd.cli.doctor.host_report``: the checks of doctor on a machine that works for a head, as JSON.
+"""``python -m obatchd.cli.doctor.host_report``: the checks of doctor on a machine that works for a head, a line of
+JSON for each.
 
 ``obatchd host`` starts it for the head, with what it has to know on standard input.
 """
@@ -22,14 +23,15 @@ def main() -> None:
     """Print the findings, each with the fields of :class:`obatchd.documents.hosts.Finding`."""
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
     settings = Settings.model_validate(asked.settings)
-    print(json.dumps([result._asdict() for result in examine(settings, Path(asked.directory), asked.urls)]))
+    for result in examine(settings, Path(asked.directory), asked.urls):
+        print(json.dumps(result._asdict()), flush=True)  # at once: the next one may hang
 
 
 def examine(settings: Settings, directory: Path, urls: list[str]) -> Iterator[CheckResult]:
     """Every check; ``urls`` are those of the host's servers."""
     yield host_checks.driver(settings)
     yield host_checks.ollama(settings)
-    yield from store_checks.model_store(settings, directory)
+    yield from store_checks.model_store(settings, directory, directory / "models")
     yield host_checks.ports(settings, {"servers": [{"kind": "managed", "url": url} for url in urls]})
     yield host_checks.foreign_ollama()
     yield host_checks.clock()

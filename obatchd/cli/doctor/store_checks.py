@@ -19,10 +19,10 @@ from obatchd.settings.settings import Settings
 _LOW_STORE_BYTES = 10 * 1024**3
 
 
-def model_store(settings: Settings, spool: Path) -> Iterator[CheckResult]:
+def model_store(settings: Settings, spool: Path, homeless: Path) -> Iterator[CheckResult]:
     """Where models lie, and how much room there is for more; root is told what the daemon's user may do there.
 
-    Anybody else is told nothing of another user's store.
+    ``homeless`` is where they lie for a user without a home. Anybody else is told nothing of another user's store.
     """
     owner = owner_of(spool)
     if owner is not None and os.geteuid() not in (0, owner):
@@ -35,7 +35,7 @@ def model_store(settings: Settings, spool: Path) -> Iterator[CheckResult]:
         if settings.servers.models_dir:
             yield bad("models", f"servers.models_dir: {error.message}", "id; echo $HOME")
             return
-        store = spool / "work/models"  # as the daemon has it where nobody has a home
+        store = homeless
     yield _hindrance(store, account, spool) or _room(store)
 
 
