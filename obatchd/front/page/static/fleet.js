@@ -106,8 +106,7 @@ const shortly = (name) => name.replace(/^NVIDIA (GeForce )?/, '');
 /** Why a GPU is not as it should be, and what to do. */
 function Note({ gpu, servers, away }) {
   const ill = away ? [] : servers.filter((server) => !['ready', 'quarantined', 'stopped'].includes(server.state));
-  const unknown = away && gpu.health === 'unknown';  // which the host's line says for all its GPUs
-  const said = [gpu.health !== 'ok' && !unknown && gpu.reason, gpu.lent_until && `lent until ${gpu.lent_until}`, gpu.shared_with && `shared with ${gpu.shared_with}`,
+  const said = [gpu.health !== 'ok' && gpu.reason, gpu.lent_until && `lent until ${gpu.lent_until}`, gpu.shared_with && `shared with ${gpu.shared_with}`,
     ...ill.map((server) => `${server.id} is ${inAWord(server)}: ${server.reason}`)].filter(Boolean);
   if (!said.length) return null;
   const why = visible(said.join(' · ')), more = html` <code>obatchctl gpus show ${gpu.host ? `${gpu.host}/${gpu.index}` : gpu.index ?? gpu.uuid}</code>`;
