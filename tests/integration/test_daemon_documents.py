@@ -187,7 +187,7 @@ def test_burn_in_runs(make_daemon: Make, tmp_path: Path) -> None:
     wait_for(lambda: len(d.client.get("burnin/status")["gpus"][1]["reasons"]) > 1, what="reasons")
     d.kill()
     d.start()
-    wait_for(lambda: d.status()["burnin"] is None, 80, "the run is over")
+    wait_for(lambda: d.status()["burnin"] is None, 40, "the run is over")
     see.see("status of a finished run", d.client.get("burnin/status"))
     see.see("report of a finished run", d.client.get("burnin/reports/latest"))
     see.see("list of finished runs", d.client.get("burnin"))
