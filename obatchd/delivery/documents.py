@@ -51,6 +51,7 @@ def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDoc
     """A job in progress, as ``status.json`` and the control API show it; ``all_held_up``: why no job gets on."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
+    turn = None if live.cancelled else live.turn
     document = JobDocument(
         *_head(live.row, in_work(live)),
         paused=live.paused,
@@ -64,8 +65,8 @@ def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDoc
         requests_per_s=round(rate, 2),
         tokens_per_s=round(live.tokens_per_s(), 1),
         eta_s=round(left / rate, 1) if rate and live.indexed else None,
-        position=live.turn.position if live.turn else None,
-        expected_start_at=instant(live.turn.starts_s) if live.turn else None,
+        position=turn.position if turn else None,
+        expected_start_at=instant(turn.starts_s) if turn else None,
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
         energy_j=round(live.energy_j, 1) if live.energy_tokens else msgspec.UNSET,

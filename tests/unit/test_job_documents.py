@@ -85,14 +85,16 @@ def test_a_job_that_a_server_holds_up_says_why_until_it_has_a_result(work: Work)
     assert job_document(live, 0).notes == live.row.notes == ["a note"]
 
 
-def test_a_job_that_waits_has_its_turn_and_a_cancelled_one_its_state(work: Work) -> None:
+def test_a_job_that_waits_has_its_turn_and_a_cancelled_one_none(work: Work) -> None:
     live = job(work)
     live.turn = Turn(4, ACCEPTED_S)
     waiting = job_document(live, 0)
     assert (waiting.position, waiting.expected_start_at) == (4, "2023-11-14T22:13:20.000Z")
-    live.turn, live.ending = Turn(4, None), CANCELLED
+    live.turn = Turn(4, None)
+    assert job_document(live, 0).expected_start_at is None
+    live.turn, live.ending = Turn(4, ACCEPTED_S), CANCELLED  # the next forecast forgets it
     cancelled = job_document(live, 0)
-    assert (cancelled.position, cancelled.expected_start_at, cancelled.state) == (4, None, "cancelling")
+    assert (cancelled.position, cancelled.expected_start_at, cancelled.state) == (None, None, "cancelling")
 
 
 def test_the_entry_of_a_job_that_is_over_is_its_counts_and_its_place(work: Work) -> None:
