@@ -70,7 +70,7 @@ def test_jobs_from_the_drop_to_the_end(make_daemon: Make, tmp_path: Path) -> Non
     d = make_daemon({**config, "limits": {"open_jobs": 3}}, simulator=SLOW).start().ready()
     d.faults({"kind": "status", "marker": "BAD"})
     d.client.post("pause")
-    d.drop("first.jsonl", [*prompts(40, "first"), *prompts(2, "BAD")])
+    d.drop("first.jsonl", [*prompts(160, "first"), *prompts(2, "BAD")])  # outlasts the looks at those that wait for it
     first = d.job("first.jsonl")
     d.drop("waits.jsonl", prompts(5, "waits"))
     waits = d.job("waits.jsonl")
@@ -86,6 +86,7 @@ def test_jobs_from_the_drop_to_the_end(make_daemon: Make, tmp_path: Path) -> Non
     (tmp_path / "given.jsonl").write_bytes(jsonl(prompts(300, "given")))
     submitted = d.client.submit(tmp_path / "given.jsonl", {"deadline": 3600, "system_message": "Be short."})
     see.see("submission", submitted)
+    wait_for(lambda: d.client.get(f"jobs/{submitted['job']}")["requests"], what="it was read whole")
     d.drop("blocked.jsonl", prompts(1))
     wait_for(lambda: d.status()["inbox"]["blocked"], what="a drop that waits for its owner's limit")
     see.see("status with a blocked drop", d.status())

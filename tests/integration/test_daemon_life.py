@@ -359,7 +359,7 @@ def test_a_signal_during_the_start_stops_at_once(
 
 def test_a_signal_while_jobs_are_taken_up_loses_nothing(daemon: Start) -> None:
     d = daemon(simulator=STEADY)
-    asked = prompts(60)
+    asked = prompts(300)
     d.drop("job.jsonl", asked)
     under_way(d, "job.jsonl")
     d.kill()
