@@ -273,6 +273,7 @@ async def test_a_host_that_tells_what_is_no_record_keeps_no_run_open(made: Made)
     cluster = await made(node01=1, node02=1).begin()
     run = (await cluster.head.start(ALL)).run
     await cluster.until_loading()
+    await cluster.head.close()
     copy = cluster.directory / "head" / run / "node02.jsonl"
     with copy.open("ab") as file:  # as a head's crash, or a full disk, leaves it
         file.write(b'{"type": "bucket", "torn')
