@@ -267,9 +267,8 @@ class Launcher:
 
     async def _forget_file(self) -> None:
         _log.info("ray_cleared", address=self._address)
+        await asyncio.to_thread(self._file.unlink, missing_ok=True)
         self._kept = None
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(self._file.unlink)
 
     def _log_file(self) -> BinaryIO:
         """Where the launcher writes what Ray says; short, because the launcher says itself what matters."""
