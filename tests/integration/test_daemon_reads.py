@@ -154,7 +154,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
 
 def test_one_call_has_all_at_a_glance_and_says_when_nothing_has_changed(programs: Programs) -> None:
     programs.d.drop("glance.jsonl", prompts(3, "glance"))
-    programs.d.done("glance.jsonl")
+    _over(programs, "glance.jsonl")
     first = programs.call("GET", f"{BELOW}/page?fresh=1")
     document = first.document
     assert first.status == 200 and first.headers["cache-control"] == "no-cache"
@@ -169,6 +169,13 @@ def test_one_call_has_all_at_a_glance_and_says_when_nothing_has_changed(programs
     assert programs.call("GET", f"{BELOW}/page?jobs=0").status == 400
 
 
+def _over(programs: Programs, name: str) -> str:
+    """The id of a job, once it is done and the index knows it, which is a moment after its summary is there."""
+    job = programs.d.done(name).id
+    wait_for(lambda: programs.d.client.get(f"jobs/{job}")["state"] == "done", what="the index knows it, too")
+    return job
+
+
 def _unchanged(programs: Programs) -> bool:
     tag = programs.call("GET", f"{BELOW}/page").headers["etag"]
     again = programs.call("GET", f"{BELOW}/page", if_none_match=tag)
@@ -178,7 +185,7 @@ def _unchanged(programs: Programs) -> bool:
 def test_every_look_is_there_over_http_as_on_the_control_socket(programs: Programs) -> None:
     d = programs.d
     d.drop("looks.jsonl", [*prompts(2, "looks"), {"nothing": 1}])
-    job = d.done("looks.jsonl").summary["job"]
+    job = _over(programs, "looks.jsonl")
     for path in ("gpus", "gpus/0", f"jobs/{job}/failures", f"jobs/{job}/results?limit=2&after=1", "jobs?limit=1"):
         found = programs.call("GET", f"{BELOW}/{path}")
         assert found.status == 200, path
