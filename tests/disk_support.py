@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster_support import HostProcess
 from daemon_support import Daemon, wait_for
@@ -21,8 +22,7 @@ def refusing(d: Daemon | HostProcess, error: str, calls: str) -> Iterator[None]:
     """While this lasts, these system calls of a daemon fail with this error, as those of a failing disk do."""
     inject = f"inject={calls}:error={error}"
     command = [str(STRACE), "-f", "-q", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject]
-    pids = [d.pid, *(part.pid for part in d.parts() if "forkserver" in " ".join(part.cmdline()))]
-    for pid in pids:
+    for pid in [d.pid, *_forkservers(d)]:
         command += ["-p", str(pid)]
     strace = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
@@ -38,3 +38,11 @@ def refusing(d: Daemon | HostProcess, error: str, calls: str) -> Iterator[None]:
     finally:
         strace.send_signal(signal.SIGINT)  # it lets go of what it traces
         strace.communicate(timeout=10)
+
+
+def _forkservers(d: Daemon | HostProcess) -> Iterator[int]:
+    """From which the processes that write come."""
+    for part in d.parts():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "forkserver" in " ".join(part.cmdline()):
+                yield part.pid

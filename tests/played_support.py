@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import heapq
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
@@ -55,15 +56,27 @@ class ClientSocket:
 
 @contextlib.asynccontextmanager
 async def dial(port: int, fingerprint: str, credential: str) -> AsyncGenerator[ClientSocket, None]:
-    """A connection to the door of a head on this machine. ``fingerprint`` begins with ``sha256:``."""
+    """A connection to the door of a head on this machine. ``fingerprint`` begins with ``sha256:``.
+
+    It is closed at the end: aiohttp does not wait for the goodbye of TLS that follows the one of the WebSocket.
+    """
+    made: list[socket.socket] = []
+
+    def make(address: aiohttp.AddrInfoType) -> socket.socket:
+        made.append(socket.socket(*address[:3]))
+        return made[-1]
+
     pin = aiohttp.Fingerprint(bytes.fromhex(fingerprint.removeprefix("sha256:")))
     headers = {"Authorization": f"Bearer {credential}"}
     url = f"wss://127.0.0.1:{port}/v1/hosts"
     async with (
-        aiohttp.ClientSession() as client,
-        client.ws_connect(url, ssl=pin, headers=headers, max_msg_size=0, compress=0) as socket,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=make)) as client,
+        client.ws_connect(url, ssl=pin, headers=headers, max_msg_size=0, compress=0) as connection,
     ):
-        yield ClientSocket(socket)
+        yield ClientSocket(connection)
+    async with asyncio.timeout(5):
+        while any(one.fileno() != -1 for one in made):
+            await asyncio.sleep(0.01)
 
 
 class Servers:

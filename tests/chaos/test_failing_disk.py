@@ -23,6 +23,7 @@ def degraded(d: Daemon) -> Document:
     return found
 
 
+@pytest.mark.near
 @pytest.mark.skipif(STRACE is None, reason="needs strace")
 @pytest.mark.parametrize(
     ("error", "calls"),

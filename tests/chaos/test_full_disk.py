@@ -48,6 +48,7 @@ def running(d: Daemon) -> None:
     wait_for(lambda: d.status()["state"] == "running", 20, "it runs again")
 
 
+@pytest.mark.near
 @pytest.mark.root
 def test_a_disk_that_fills_up_in_the_middle_of_a_job(make_daemon: Start, small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("size=64m")
@@ -165,6 +166,7 @@ def limit_file_size(d: Daemon, size_bytes: int) -> None:
             resource.prlimit(process, resource.RLIMIT_FSIZE, (infinite if size_bytes < 0 else size_bytes, infinite))
 
 
+@pytest.mark.near
 def test_a_disk_that_takes_no_byte_more_and_then_does(daemon: Start) -> None:
     d = daemon(simulator=STEADY)
     asked = prompts(300)

@@ -74,6 +74,7 @@ def overwrite(path: Path) -> None:
         name.write_bytes(b"\xff" * name.stat().st_size)
 
 
+@pytest.mark.near
 @pytest.mark.parametrize("lose", [remove, overwrite])
 def test_the_index_is_lost(make_daemon: Start, lose: Callable[[Path], None]) -> None:
     d, done, summary = one_done_and_one_half(make_daemon)

@@ -440,6 +440,7 @@ def test_ten_minutes_in_which_alerts_fire_and_a_fleet_of_28_gpus_has_none(
         print(f"fired: {sorted(scene.firing())}")
 
 
+@pytest.mark.near
 @pytest.mark.timeout(240)
 def test_each_fault_changes_its_series_and_makes_its_alert_true_there_and_nowhere_else(
     make_daemon: Callable[..., Daemon], small_disk: Callable[[str], Path], tmp_path: Path

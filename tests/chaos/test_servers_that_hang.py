@@ -62,6 +62,7 @@ def test_one_request_that_pauses_does_not_count_while_others_go_on(daemon: Start
     assert [s["watchdog"] for s in d.servers()] == [{}, {}]
 
 
+@pytest.mark.near
 def test_an_answer_that_stops_midway_is_given_up_alone(daemon: Start) -> None:
     d = daemon(config(stall_s=2), simulator=STEADY)
     d.faults({"kind": "hang", "at": 5, "seconds": 20, "after_tokens": 3}, server=0)

@@ -13,6 +13,7 @@ from tuning_daemon import CONFIG, CURVE, in_a_step, tuning, with_old_job
 Make = Callable[..., Daemon]
 
 
+@pytest.mark.near
 def test_slots_are_found_on_the_work_of_a_job_and_used_at_the_next_start(make_daemon: Make) -> None:
     d = make_daemon(CONFIG, simulator={**CURVE, "load_s": 0.05})
     asked = with_old_job(d, 10_000)

@@ -191,6 +191,7 @@ def test_errors_are_told_as_ollama_tells_them(
     assert caught.value.status_code == status and words in caught.value.error
 
 
+@pytest.mark.near
 def test_many_at_once_with_the_asynchronous_client(programs: Programs, client: ollama.Client) -> None:
     async def one(asking: ollama.AsyncClient, number: int) -> str:
         if number % 2:

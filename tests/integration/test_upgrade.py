@@ -149,6 +149,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
     assert d.stop() == 0
 
 
+@pytest.mark.near
 @pytest.mark.parametrize(("point", "settings"), [("before_commit", LATER), ("after_commit", UPGRADE)])
 def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, settings: Any) -> None:
     d, asked = spool_of("store-0.1.0", make_daemon, UPGRADE)
@@ -166,6 +167,7 @@ def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, sett
     assert len(list((d.spool / "work").glob(f"*{BACKUP_MARK}*"))) == 1
 
 
+@pytest.mark.near
 @pytest.mark.parametrize("old", [2, 4])
 def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start, old: int) -> None:
     d, asked = spool_of(f"store-schema-{old}", make_daemon, LATER)
