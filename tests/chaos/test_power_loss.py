@@ -144,6 +144,7 @@ def another_boot(spool: Path) -> None:
         state.execute("INSERT OR REPLACE INTO facts VALUES ('boot_id', 'another boot')")
 
 
+@pytest.mark.timeout(300)  # it starts a daemon from each of many copies
 def test_the_promise_holds_from_every_copy_of_an_interrupted_flush(make_daemon: Start, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
