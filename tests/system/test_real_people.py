@@ -54,34 +54,21 @@ async def test_an_answer_comes_in_pieces_beside_a_batch(real: dict[str, Any], tm
 
 
 async def test_closing_one_ends_it_in_ollama_and_frees_the_slot(real: dict[str, Any], tmp_path: Path) -> None:
-    """Ollama itself loses the slot for good when the connection ends just while it hands over a token.
-
-    It lost one of 77 so on 0.24, one of 73 on 0.33; the watchdog restarts such a server.
+    """Ollama itself loses the slot for good when the connection ends just while it hands over a token: one of 77 on
+    0.24, one of 73 on 0.33. Then the watchdog finds that no token comes any more, and restarts the server.
     """
     real["servers"]["slots"] = 1
-    for number in range(3):
-        if (waited_s := await _waited_s(tmp_path / str(number), real)) is not None:
-            assert waited_s < 1.0
-            return
-    pytest.fail("three times a slot was not free 10 s after its request was closed")
-
-
-async def _waited_s(directory: Path, real: dict[str, Any]) -> float | None:
-    """How long a second request waited for the only slot, once the first one was closed; None where it got none."""
-    directory.mkdir()
-    async with daemon_here(directory, **real) as here:
+    real |= {"dispatch": {"stall_s": 5}, "watchdog": {"probe_s": 5}}
+    async with daemon_here(tmp_path, **real) as here:
         long = ask(here, prompt="Tell me everything.", max_response_tokens=100_000)
         async with asyncio.timeout(60):
             await anext(long)
         begun_s = time.monotonic()
         short = ask(here, prompt="And you?", max_response_tokens=5)
         long.close()
-        try:
-            async with asyncio.timeout(10):
-                await anext(short)
-        except TimeoutError:
-            short.close()
-            return None
+        async with asyncio.timeout(60):
+            await anext(short)
         waited_s = time.monotonic() - begun_s
+        [server] = here.host.fleet.servers.values()
+        assert waited_s < 1.0 or server.restarts == 1
         assert (await whole(short))[1].succeeded
-        return waited_s
