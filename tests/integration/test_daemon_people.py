@@ -44,6 +44,7 @@ def server_of(here: Here, lease: Lease) -> Any:
     return next((link.server for link in links if (0, lease.number) in link.offers), None)
 
 
+@pytest.mark.near
 async def test_an_answer_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, tokens_per_s=40, answer={"tokens": 20}, chunk_s=0.02)
     async with daemon_here(tmp_path) as here:
@@ -81,6 +82,7 @@ async def test_a_batch_goes_on_beside_people_and_loses_nothing(tmp_path: Path, m
     Job(directory).check(asked)
 
 
+@pytest.mark.near
 async def test_closing_one_frees_its_slot_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, tokens_per_s=5, answer={"tokens": 1000}, chunk_s=0.02)
     async with daemon_here(tmp_path, gpus={"use": "simulated:1"}, servers={"slots": 1}) as here:
@@ -94,6 +96,7 @@ async def test_closing_one_frees_its_slot_within_a_second(tmp_path: Path, monkey
         second.close()
 
 
+@pytest.mark.near
 async def test_a_server_killed_before_the_first_token_is_not_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
