@@ -18,8 +18,11 @@ from daemon_support import Job, wait_for
 
 _STARTED = re.compile(r"simulated Ollama: no model runs here")
 _LOADS = re.compile(r'cmd="simulated runner --model')
+_LOADED = re.compile(r'msg="loaded runners"')
 CONTROL = 'old=ready new=backoff reason="after a crash it does not answer one token'
 _END_S = 10.0  # a process that lost its parent may take that long to be gone
+# Ollama gives up a load when the one that wanted it has gone, and these end it or its connection.
+_CUT_SHORT = ("head", "worker", "break", "cut", "freeze")
 # What is struck, by the word that the last line has for it.
 _VICTIMS = {
     "head": "heads", "host": "hosts", "worker": "workers", "serve": "servers", "runner": "runners",
@@ -94,24 +97,31 @@ def _requests(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[str]:
 
 
 class Counted(NamedTuple):
-    """How often a stand-in server was started and has begun to load a model, as it wrote down itself; and how often its
-    host ended it because its runner was killed once more while it was asked for one token after a crash."""
+    """How often a stand-in server was started, began to load a model and had it loaded, as it wrote down itself.
+
+    ``controls``: how often its host ended it because its runner was killed once more while it was asked for one token
+    after a crash.
+    """
 
     server: str
     starts: int
     loads: int
+    loaded: int
     controls: int
 
     def most_starts(self, struck: Struck) -> int:
         return 1 + struck.restarts[self.server] + min(self.controls, struck.reloads[self.server])
 
     def most_loads(self, struck: Struck) -> int:
-        return self.starts + struck.reloads[self.server]
+        """A load that did not end begins anew: no model that was loaded is loaded again."""
+        cut_short = min(self.loads - self.loaded, sum(struck.kills[what] for what in _CUT_SHORT))
+        return self.starts + struck.reloads[self.server] + cut_short
 
 
 def _loads(fleet: Fleet, struck: Struck) -> Iterator[str]:
     """A server has one process, and one more for each kill of it or its host; a process loads its model once, and once
-    more for each of its runners that was killed. Nothing else is a reason, such as a cut or another head."""
+    more for each of its runners that was killed. Nothing else is a reason, such as a cut or another head, but while
+    the model is being loaded."""
     for counted in _counted(fleet):
         if counted.starts > (most := counted.most_starts(struck)):
             yield f"{counted.server} was started {counted.starts} times, with {most} reasons"
@@ -126,7 +136,8 @@ def _counted(fleet: Fleet) -> Iterator[Counted]:
             text = "".join(path.read_text() for path in (host.directory / "logs").glob(f"gpu{number}.log*"))
             controls = sum(f" server=gpu{number} " in line for line in ended)
             server = f"{host.name}.gpu{number}"
-            yield Counted(server, len(_STARTED.findall(text)), len(_LOADS.findall(text)), controls)
+            starts, loads, loaded = (len(line.findall(text)) for line in (_STARTED, _LOADS, _LOADED))
+            yield Counted(server, starts, loads, loaded, controls)
 
 
 def rows(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[tuple[str, str]]:
