@@ -18,7 +18,8 @@ from daemon_support import Job, wait_for
 
 _STARTED = re.compile(r"simulated Ollama: no model runs here")
 _LOADS = re.compile(r'cmd="simulated runner --model')
-_LOADED = re.compile(r'msg="loaded runners"')
+_NEXT = re.compile(f'({_LOADS.pattern}|{_STARTED.pattern}|msg="loaded runners")')
+_GONE = "| 499 |"  # the one that asked closed its connection
 CONTROL = 'old=ready new=backoff reason="after a crash it does not answer one token'
 _END_S = 10.0  # a process that lost its parent may take that long to be gone
 # Ollama gives up a load when the one that wanted it has gone, and these end it or its connection.
@@ -97,25 +98,25 @@ def _requests(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[str]:
 
 
 class Counted(NamedTuple):
-    """How often a stand-in server was started, began to load a model and had it loaded, as it wrote down itself.
+    """How often a stand-in server was started and began to load a model, as it wrote down itself.
 
-    ``controls``: how often its host ended it because its runner was killed once more while it was asked for one token
-    after a crash.
+    ``given_up``: loads that did not end since the one that had asked was gone; ``controls``: how often its host ended
+    it because its runner was killed once more while it was asked for one token after a crash.
     """
 
     server: str
     starts: int
     loads: int
-    loaded: int
+    given_up: int
     controls: int
 
     def most_starts(self, struck: Struck) -> int:
         return 1 + struck.restarts[self.server] + min(self.controls, struck.reloads[self.server])
 
     def most_loads(self, struck: Struck) -> int:
-        """A load that did not end begins anew: no model that was loaded is loaded again."""
-        cut_short = min(self.loads - self.loaded, sum(struck.kills[what] for what in _CUT_SHORT))
-        return self.starts + struck.reloads[self.server] + cut_short
+        """A load that was given up begins anew: no model that was loaded is loaded again."""
+        given_up = min(self.given_up, sum(struck.kills[what] for what in _CUT_SHORT))
+        return self.starts + struck.reloads[self.server] + given_up
 
 
 def _loads(fleet: Fleet, struck: Struck) -> Iterator[str]:
@@ -136,8 +137,16 @@ def _counted(fleet: Fleet) -> Iterator[Counted]:
             text = "".join(path.read_text() for path in (host.directory / "logs").glob(f"gpu{number}.log*"))
             controls = sum(f" server=gpu{number} " in line for line in ended)
             server = f"{host.name}.gpu{number}"
-            starts, loads, loaded = (len(line.findall(text)) for line in (_STARTED, _LOADS, _LOADED))
-            yield Counted(server, starts, loads, loaded, controls)
+            yield Counted(server, len(_STARTED.findall(text)), len(_LOADS.findall(text)), _given_up(text), controls)
+
+
+def _given_up(text: str) -> int:
+    """Loads after whose beginning somebody was gone, and after which the next thing was the same load once more."""
+    parts = _NEXT.split(text)
+    return sum(
+        _LOADS.match(begun) is not None and _GONE in meanwhile and _LOADS.match(then) is not None
+        for begun, meanwhile, then in zip(parts[1::2], parts[2::2], parts[3::2], strict=False)
+    )
 
 
 def rows(fleet: Fleet, plan: Plan, struck: Struck) -> Iterator[tuple[str, str]]:

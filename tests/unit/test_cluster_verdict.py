@@ -17,6 +17,7 @@ ASKED = [{"id": f"d00000-{number}", "prompt": f"what is {number}?"} for number i
 PLAN = Plan(7, [], [Drop("d00000", ASKED)])
 START = 'level=WARN msg="simulated Ollama: no model runs here, the answers are made up"\n'
 BEGUN = 'level=INFO msg="starting runner" cmd="simulated runner --model sha256-1"\n'
+GONE = '[GIN] 2026/11/30 - 11:21:55 | 499 |   78.269662ms |       127.0.0.1 | POST     "/api/generate"\n'
 LOAD = BEGUN + 'level=INFO msg="loaded runners" count=1\n'
 
 
@@ -101,12 +102,14 @@ def test_a_start_or_a_load_without_a_reason_is_told(left: Left) -> None:
 
 
 def test_a_load_that_was_given_up_has_another_head_or_a_cut_as_its_reason(left: Left) -> None:
-    left.log.write_text(START + BEGUN + LOAD)
+    left.log.write_text(START + BEGUN + GONE + LOAD)
     assert left.judged() == ["node01.gpu0 loaded a model 2 times, with 1 reasons"]  # nothing was struck
     left.struck.hit("head")
     assert left.judged() == []
-    left.log.write_text(START + BEGUN + LOAD + LOAD)  # once loaded, another head is no reason
-    assert left.judged() == ["node01.gpu0 loaded a model 3 times, with 2 reasons"]
+    left.log.write_text(START + BEGUN + LOAD)  # its runner died, and nobody killed it
+    assert left.judged() == ["node01.gpu0 loaded a model 2 times, with 1 reasons"]
+    left.log.write_text(START + LOAD + GONE + LOAD)  # it had been loaded: another head is no reason
+    assert left.judged() == ["node01.gpu0 loaded a model 2 times, with 1 reasons"]
 
 
 def test_a_server_that_was_ended_because_its_runner_was_killed_again_has_a_reason(left: Left) -> None:
