@@ -15,6 +15,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import pytest
 from container_support import HOSTILE, LINE, MIB, PACKERS, parquet, tarred, with_shared_strings, workbook, zipped
 from test_architecture import MODULES, imported
 
+from obatchd import frames
 from obatchd.errors import DropRefused
 from obatchd.installation import how_to_add
-from obatchd.jobs.containers import archives, limits, tables
+from obatchd.jobs.containers import archives, limits, tables, unpacker
 from obatchd.jobs.containers.kinds import CONTAINERS
-from obatchd.jobs.containers.messages import Block, Member, Order, Unpacked
+from obatchd.jobs.containers.messages import Block, Member, Order, Refused, Unpacked, from_unpacker
 from obatchd.jobs.containers.unpacked import conclude, contents
 from obatchd.jobs.containers.unpacker import Unpacker
 from obatchd.jobs.formats import RecordRules, needs_unpacking, parse_request, read_entries, request_file
@@ -54,12 +56,27 @@ class Drop:
             path.write_bytes(inside)
 
     def unpack(self, **settings: Any) -> Unpacked:
-        given = {"max_bytes": 1024 * MIB, "keep_free_bytes": 0, "timeout_s": 20.0, "memory_bytes": 256 * MIB} | settings
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            found = Unpacker(Order(str(self.directory), self.name, **given), theirs).run()
+            found = Unpacker(self._order(settings), theirs).run()
         conclude(self.directory, found)
         return found
+
+    def unpack_in_own_process(self, **settings: Any) -> None:
+        """As the daemon does. A child of this process may use, beside its limit, what is free of this one's memory."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = get_context("spawn").Process(target=unpacker.main, args=(theirs, self._order(settings)))
+                process.start()
+            answer = frames.receive(ours, from_unpacker)
+            process.join()
+        if isinstance(answer, Refused):
+            raise DropRefused(answer.message, code=answer.code)
+
+    def _order(self, settings: dict[str, Any]) -> Order:
+        given = {"max_bytes": 1024 * MIB, "keep_free_bytes": 0, "timeout_s": 20.0, "memory_bytes": 256 * MIB} | settings
+        return Order(str(self.directory), self.name, **given)
 
     def read(self, rules: RecordRules = RecordRules()) -> Reading:  # noqa: B008
         if needs_unpacking(contents(self.input, self.name)):
@@ -247,8 +264,9 @@ def test_a_hostile_file_is_refused_with_words(make: Make, monkeypatch: pytest.Mo
     hostile = HOSTILE[case]
     drop = make(hostile.name, hostile.make())
     assert needs_unpacking(contents(drop.input, drop.name))
+    unpack = drop.unpack_in_own_process if hostile.code == "unpack_memory" else drop.unpack
     with pytest.raises(DropRefused) as refused:
-        drop.unpack(**hostile.limits)
+        unpack(**hostile.limits)
     assert (refused.value.code, [word for word in hostile.words if word not in refused.value.message]) == (
         hostile.code,
         [],
