@@ -536,6 +536,13 @@ def test_what_only_begins_like_an_object_takes_no_time(read: Read, begin: bytes)
     assert time.process_time() - begun_s < 3  # many times that, where each bracket is looked at
 
 
+def test_a_cut_character_behind_many_escapes_takes_no_time(read: Read) -> None:
+    content = json.dumps({"id": "x", "prompt": "p", "note": 'a\n\\"\U0001f600' * 50_000 + "\ud83d"}) + "\n"
+    begun_s = time.process_time()
+    assert given(read("d.jsonl", content).requests["x"])["note"].endswith("\U0001f600\ufffd")
+    assert time.process_time() - begun_s < 3  # minutes, where each escape is looked at again from every one before it
+
+
 def test_what_is_nearly_json_is_taken_with_a_note(read: Read) -> None:
     reading = read("a14-nan.jsonl")
     assert [bytes(reading[name].input["score"]) for name in "1234"] == [b"null", b"0.5", b"null", b"1e400"]

@@ -255,3 +255,27 @@ def test_memory_does_not_grow_with_the_drop(tmp_path: Path, name: str, line: byt
         assert tracemalloc.get_traced_memory()[1] < 6 * 1024**2
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"prompt":"' + rb"\\" * 500_000 + rb'\ud83d"}',
+        b'{"prompt":"' + rb"\n" * 500_000 + rb'\ud83d"}',
+        b'{"prompt":"' + rb"\ud83d\ude00" * 80_000 + rb'\ud83d"}',
+        b'{"prompt":"' + b"NaN " * 250_000 + b'","score":NaN}',
+        b'{"prompt":"' + rb"\"" * 500_000 + b'","score":NaN}',
+        b'{"prompt":"p","scores":[' + b"NaN," * 250_000 + b"1]}",
+    ],
+    ids=lambda line: line[11:20].decode(),
+)
+def test_a_line_is_mended_in_the_memory_of_a_few_copies(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(line + b"\n")
+    tracemalloc.start()
+    try:
+        [entry] = read_entries(path, "d.jsonl", InboxSettings())
+        assert entry.refusal is None
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(line)
+    finally:
+        tracemalloc.stop()

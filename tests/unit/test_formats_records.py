@@ -127,6 +127,16 @@ def test_a_bad_row_fails_alone_and_its_cells_come_back(read: Read) -> None:
     assert [entry.id for entry in reading.entries] == ["1", "2", "3", "4", "5", "6", "7", "8", "1"]
 
 
+def test_a_quoted_cell_is_whole_wherever_a_block_of_the_file_ends(read: Read) -> None:
+    long = 'Line one,\n"quoted" line two, ' * 20_000
+    quoted = long.replace('"', '""')
+    rows = "".join(f'{n},say {n},"{quoted}"\n' for n in range(6))
+    reading = read("t.csv", b"id,prompt,note\n" + rows.encode(), RecordRules(text_column="prompt"))
+    assert not reading.refused
+    assert reading.prompts == [f"say {n}" for n in range(6)]
+    assert {given(request)["note"] for request in reading.requests} == {long}
+
+
 def test_a_row_that_is_too_long_fails_alone(read: Read) -> None:
     long = b"x" * 3_000_000
     content = b"id,note\n1,a\n2," + long + b'\n3,"' + long + b'"\n4,b\n5,"' + long

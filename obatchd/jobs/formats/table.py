@@ -70,7 +70,9 @@ class _Grammar:
         blank = rb" *+" if delimiter == b"\t" else rb"[ \t]*+"  # around quotes it is no part of the cell
         cell = blank + rb'"[^"]*+(?:""[^"]*+)*+"' + blank + rb'|(?!%b")[^\n%b]*+' % (blank, escaped)
         self._cell = re.compile(rb"%b(%b)" % (escaped, cell))
-        self._row = re.compile(rb"(?:%b)(?:%b(?:%b))*+\r?" % (cell, escaped, cell))
+        # A cell behind a delimiter may be empty, so that the group does not fail in its middle: Python before 3.11.5
+        # then goes on where it failed (gh-106052). The row ends behind the delimiter where the cell has no end.
+        self._row = re.compile(rb"(?:%b)(?:%b(?:%b|))*+\r?" % (cell, escaped, cell))
 
     def row_end(self, data: bytearray, begin: int, *, ended: bool) -> int | None:
         """Where the line of the row that begins at ``begin`` ends; -1 where there is none, because quotes do not match.
@@ -88,7 +90,7 @@ class _Grammar:
         after = data[end : end + 1]
         if match and (after == b"\n" or (ended and not after)):
             return end
-        unfinished = not match or after in (b"", self._delimiter)  # the cell behind the delimiter has no end
+        unfinished = not match or not after or data[end - 1 : end] == self._delimiter  # a cell without an end follows
         return None if unfinished and not ended else -1
 
     def cells(self, row: bytes) -> list[bytes]:

@@ -19,17 +19,12 @@ IF_DATA = "; if the lines are data, submit them with --text-column or --template
 _SHOWN_CHARACTERS = 60
 _NAMES_SHOWN = 12
 _NAME_CHARACTERS = 100
-# Everything up to the next number that is none, or to the end, so that no position is looked at twice.
-_NO_NUMBERS = re.compile(
-    rb'((?:[^"NI-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|(?!-?(?:NaN|Infinity)\b)[NI-])*+)(-?(?:NaN|Infinity)\b|\Z)',
-    re.DOTALL,
-)
+# Patterns for lines of many megabytes: one match does not take long, and nothing is kept for what stays as it is. They
+# repeat no group possessively: Python before 3.11.5 goes on from where such a group failed (gh-106052).
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_HALVES = re.compile(  # the same for halves of characters
-    rb"((?:[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?!\\u[dD][89a-fA-F])\\(?:.|\Z))*+)"
-    rb"(\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\|\Z)",
-    re.DOTALL,
-)
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_TEXT_OR_NO_NUMBER = re.compile(rb'"[^"]*+"?|(-?(?:NaN|Infinity)\b)')
 _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,200}+))'
 # Names of ids, the first one first, and the object beside which one counts: those of lines of batch files.
 _LABELS = (("custom_id", "body"), ("id", None), ("custom_id", None), ("recordId", "modelInput"), ("key", "request"))
@@ -140,16 +135,29 @@ def begins_object(text: bytes) -> bool:
 def _mended(raw: bytes, notes: list[str]) -> bytes:
     """``raw`` with U+FFFD in place of halves of characters, and null in place of NaN and infinite numbers."""
     if _SURROGATE.search(raw):
-        whole = _HALVES.sub(lambda match: match[1] + (rb"\ufffd" if len(match[2]) > 1 else match[2]), raw)
+        plain = raw.replace(rb"\\", b"__")  # every other backslash begins an escape
+        whole = _replaced(raw, _HALF.finditer(plain), rb"\ufffd")
         if whole != raw:
             raw = whole
             notes.append("half of a character in it is read as U+FFFD")
     if b"NaN" in raw or b"Infinity" in raw:
-        whole = _NO_NUMBERS.sub(lambda match: match[1] + (b"null" if match[2] else b""), raw)
+        plain = raw.replace(rb"\\", b"__").replace(rb"\"", b"__")  # every other quotation mark begins or ends a text
+        whole = _replaced(raw, (found for found in _TEXT_OR_NO_NUMBER.finditer(plain) if found[1]), b"null")
         if whole != raw:
             raw = whole
             notes.append("NaN or Infinity in it is read as null")
     return raw
+
+
+def _replaced(raw: bytes, found: Iterable[re.Match[bytes]], by: bytes) -> bytes:
+    """``raw`` with ``by`` in the places of what was found in a text as long as it."""
+    whole, end = bytearray(), 0
+    for match in found:
+        whole += raw[end : match.start()]
+        whole += by
+        end = match.end()
+    whole += raw[end:]
+    return bytes(whole)
 
 
 def label_of(fields: dict[str, msgspec.Raw]) -> str | None:
