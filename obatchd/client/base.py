@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -43,6 +44,8 @@ Retried = Literal["failed", "truncated", "ungrounded"]
 PATIENCE_S = 120.0
 Since: TypeAlias = timedelta | datetime | str  # so long ago ("7d"), or a time
 Schema: TypeAlias = type[Any] | dict[str, Any] | None
+# Two threads that convert to the same class for the first time end the process (SIGSEGV, msgspec 0.22).
+_one_thread = threading.Lock()
 
 
 class BaseJob(Generic[D]):
@@ -272,7 +275,8 @@ def form_of(schema: Schema) -> Form[Any] | None:
 def typed(document: Document, kind: type[T]) -> T:
     """An answer of the daemon as its type. Raises ControlError (``version``) where it has another form."""
     try:
-        return msgspec.convert(document, kind)
+        with _one_thread:
+            return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise ControlError(
             f"the daemon's answer has another form than this client knows: {misfit(error)}. Both must be of the same "

@@ -12,6 +12,7 @@ from obatchd.cluster.head.models import HostStores
 from obatchd.cluster.head.reporting import HostAlarms
 from obatchd.cluster.head.server import HostedListener
 from obatchd.daemon.machine import Host
+from obatchd.daemon.process import learn_structs
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
 from obatchd.gpucare.moving import CrashesHere
@@ -61,6 +62,7 @@ def joined_hosts(
     from obatchd.cluster.head.door import DIRECTORY, Door
     from obatchd.cluster.head.roster import Roster
 
+    learn_structs()
     roster = Roster(work.layout.work / DIRECTORY / "hosts.json")
     attached = Attached(dispatcher, here.fleet.guests, listener, TaskSet(work.owner))
     hosts = Hosts(roster, work.settings, attached, HostAlarms(alarms))

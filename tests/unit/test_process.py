@@ -42,6 +42,28 @@ asyncio.run(main())
 """
 
 
+_LEARNED = """
+import sys
+import msgspec
+from obatchd.daemon import life, process
+
+process.prepare()
+seen = []
+sys.setprofile(lambda frame, event, _: seen.append(frame.f_code.co_name) if event == "call" else None)
+for kind in msgspec.Struct.__subclasses__():
+    if kind.__module__.startswith("obatchd."):
+        msgspec.json.Decoder(kind)
+sys.setprofile(None)
+print(len(msgspec.Struct.__subclasses__()) > 100, seen)
+"""
+
+
+def test_no_struct_is_learned_by_msgspec_when_threads_run() -> None:
+    """It runs Python when it learns one, and a second thread that comes meanwhile ends the process."""
+    found = subprocess.run([sys.executable, "-c", _LEARNED], capture_output=True, check=True, text=True)
+    assert found.stdout.strip() == "True []"
+
+
 def test_what_a_burst_needed_is_given_back() -> None:
     found = subprocess.run([sys.executable, "-c", _BURST], capture_output=True, check=True, text=True)
     assert int(found.stdout) <= 2_000
