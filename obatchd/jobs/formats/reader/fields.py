@@ -23,7 +23,9 @@ _NAME_CHARACTERS = 100
 # repeat no group possessively: Python before 3.11.5 goes on from where such a group failed (gh-106052).
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALF = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_HALF = re.compile(  # with one beginning for both, which is found much faster than two
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!%b)|(?<!%b\\u[dD])[c-fC-F][0-9a-fA-F]{2})" % (_LOW, _HIGH)
+)
 _TEXT_OR_NO_NUMBER = re.compile(rb'"[^"]*+"?|(-?(?:NaN|Infinity)\b)')
 _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,200}+))'
 # Names of ids, the first one first, and the object beside which one counts: those of lines of batch files.
